@@ -1,0 +1,1 @@
+"""Learn from the data: retrieval, index, ranking and serving models."""

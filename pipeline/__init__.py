@@ -1,0 +1,1 @@
+"""Run it: config, command line, distribution, stages and report."""

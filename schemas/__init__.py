@@ -1,0 +1,1 @@
+"""Name the data: events, features, examples and artifacts."""

@@ -1,0 +1,301 @@
+"""Versioned stage folders: manifest, run record, commit marker.
+
+A work directory holds one folder per stage, and in it one folder per version:
+
+    work/vocabularies/20260105T101500Z-3f9c0b1a/
+        <data files>  manifest.json  run.json  metrics.json  COMPLETED
+
+`manifest.json` has only what determines the bytes (config section, seed,
+inputs' fingerprints, counts, sha256 per file); `run.json` has the rest.
+`COMPLETED` is written last: it is the commit point, because object stores
+have no atomic rename (a local folder is renamed into place as well).
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from apache_beam.io.filesystems import FileSystems
+
+from schemas.errors import ArtifactError, UsageError
+
+SCHEMA_VERSION = 1
+MARKER, MANIFEST, RUN, METRICS = (
+    "COMPLETED",
+    "manifest.json",
+    "run.json",
+    "metrics.json",
+)
+_CHUNK = 1 << 22
+
+
+def join(path: str, *names: str) -> str:
+    """Joins path parts for local folders and object stores alike."""
+    return FileSystems.join(path, *names)
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def stage_key(
+    stage: str, config: Mapping[str, Any], seed: int, inputs: Mapping[str, str]
+) -> str:
+    """Fingerprint of everything a stage's bytes follow from."""
+    return digest(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "config": config,
+            "seed": seed,
+            "inputs": dict(inputs),
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A completed version of a stage, opened for reading."""
+
+    path: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return dict(self.manifest["counts"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return dict(_read_json(join(self.path, METRICS)))
+
+    def file(self, name: str) -> str:
+        """Full path of a data file; names use '/' below the folder."""
+        if name not in self.manifest["files"]:
+            raise ArtifactError(
+                f"{self.path} has no file {name!r}; it has "
+                f"{', '.join(sorted(self.manifest['files'])[:8])} ..."
+            )
+        return join(self.path, *name.split("/"))
+
+    def files(self, prefix: str = "") -> list[str]:
+        """Full paths of the data files whose name starts so, sorted."""
+        return [self.file(n) for n in self.names(prefix)]
+
+    def names(self, prefix: str = "") -> list[str]:
+        return sorted(n for n in self.manifest["files"] if n.startswith(prefix))
+
+    def fingerprint(self, *prefixes: str) -> str:
+        """sha256 over the content of the files whose name starts so.
+
+        It depends on the bytes alone, so a stage that reads only some parts
+        of its input (training days, say) is not touched by the others.
+        """
+        names = sorted({n for p in prefixes or ("",) for n in self.names(p)})
+        if not names:
+            raise ArtifactError(
+                f"{self.path} has no file that starts with one of {prefixes}."
+            )
+        files = self.manifest["files"]
+        return digest([[n, files[n]["sha256"]] for n in names])
+
+    def verify(self) -> None:
+        """Reads every file and compares size and sha256.
+
+        Raises:
+          ArtifactError: naming the file and both sides.
+        """
+        for name, expected in self.manifest["files"].items():
+            path = join(self.path, *name.split("/"))
+            if not FileSystems.exists(path):
+                raise ArtifactError(f"{path} is missing; run the stage again.")
+            sha256, size = _hash_file(path)
+            if sha256 != expected["sha256"]:
+                raise ArtifactError(
+                    f"{path} is corrupt: the manifest says "
+                    f"{expected['bytes']} bytes, sha256 "
+                    f"{expected['sha256'][:12]}, the file has {size} bytes, "
+                    f"sha256 {sha256[:12]}. Delete the folder "
+                    f"{self.path} and run the stage again."
+                )
+
+
+@dataclasses.dataclass
+class ArtifactWriter:
+    """A version being written; `path` is the folder to fill."""
+
+    path: str
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def file(self, name: str) -> str:
+        return join(self.path, *name.split("/"))
+
+
+class ArtifactStore:
+    """The stage folders below one work directory."""
+
+    def __init__(self, workdir: str) -> None:
+        self.workdir = workdir
+
+    def versions(self, stage: str) -> list[Artifact]:
+        """Completed versions, oldest first; incomplete ones are no version."""
+        pattern = join(self.workdir, stage, "*", MARKER)
+        found = FileSystems.match([pattern])[0].metadata_list
+        markers = sorted(m.path for m in found)
+        folders = [str(PurePosixPath(m).parent) for m in markers]
+        if "://" in self.workdir:  # PurePosixPath folds the double slash.
+            folders = [m.rsplit("/", 1)[0] for m in markers]
+        return [
+            Artifact(f, _read_json(join(f, MANIFEST)))
+            for f in folders
+            if not PurePosixPath(f).name.startswith(".")
+        ]
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The newest version with this key, verified; None if there is none."""
+        for artifact in reversed(self.versions(stage)):
+            if artifact.key == key:
+                artifact.verify()
+                return artifact
+        return None
+
+    def latest(self, stage: str, command: str) -> Artifact:
+        """The newest version of a stage, verified.
+
+        Raises:
+          UsageError: there is none; names the command that makes it.
+        """
+        versions = self.versions(stage)
+        if not versions:
+            raise UsageError(
+                f"{self.workdir} has no completed {stage!r}; run "
+                f"`watchnext {command} --workdir {self.workdir}` first."
+            )
+        versions[-1].verify()
+        return versions[-1]
+
+    @contextlib.contextmanager
+    def write(
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        seed: int,
+        inputs: Mapping[str, str],
+    ) -> Iterator[ArtifactWriter]:
+        """Opens a new version; committed when the block ends without error.
+
+        Whatever fails inside leaves no version behind.
+
+        Raises:
+          ArtifactError: no space left on the device.
+        """
+        key = stage_key(stage, config, seed, inputs)
+        started = datetime.datetime.now(datetime.UTC)
+        # Unique to the microsecond and random: two runs never share a folder.
+        name = f"{started:%Y%m%dT%H%M%S%fZ}-{key[:8]}-{uuid.uuid4().hex[:4]}"
+        final = join(self.workdir, stage, name)
+        remote = "://" in self.workdir
+        folder = final if remote else join(self.workdir, stage, f".{name}")
+        writer = ArtifactWriter(folder)
+        try:
+            FileSystems.mkdirs(folder)
+            yield writer
+            files = _hash_tree(folder)
+            manifest = {
+                "schema_version": SCHEMA_VERSION,
+                "stage": stage,
+                "key": key,
+                "config": config,
+                "seed": seed,
+                "inputs": dict(inputs),
+                "counts": writer.counts,
+                "files": files,
+            }
+            ended = datetime.datetime.now(datetime.UTC)
+            writer.run |= {
+                "started": started.isoformat(),
+                "seconds": (ended - started).total_seconds(),
+            }
+            _write_text(join(folder, MANIFEST), _pretty(manifest))
+            _write_text(join(folder, RUN), _pretty(writer.run))
+            _write_text(join(folder, METRICS), _pretty(writer.metrics))
+            _write_text(join(folder, MARKER), key + "\n")
+            if not remote:
+                FileSystems.rename([folder], [final])
+        except BaseException as error:
+            _discard(folder)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise ArtifactError(
+                    f"No space left while writing {stage!r} below "
+                    f"{self.workdir}; nothing was kept. Free some space or "
+                    "choose another --workdir."
+                ) from error
+            raise
+
+
+def _discard(folder: str) -> None:
+    if "://" in folder:
+        with contextlib.suppress(Exception):
+            FileSystems.delete([folder])
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash_tree(folder: str) -> dict[str, dict[str, Any]]:
+    """Name -> sha256 and size of every file below a folder."""
+    prefix = folder.rstrip("/") + "/"
+    found = FileSystems.match([prefix + "**"])[0].metadata_list
+    files = {}
+    for path in sorted(m.path for m in found):
+        sha256, size = _hash_file(path)
+        files[path.removeprefix(prefix)] = {"sha256": sha256, "bytes": size}
+    return files
+
+
+def _hash_file(path: str) -> tuple[str, int]:
+    state, size = hashlib.sha256(), 0
+    with FileSystems.open(path, compression_type="uncompressed") as stream:
+        while chunk := stream.read(_CHUNK):
+            state.update(chunk)
+            size += len(chunk)
+    return state.hexdigest(), size
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def _write_text(path: str, text: str) -> None:
+    with FileSystems.create(path, compression_type="uncompressed") as stream:
+        stream.write(text.encode())
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with FileSystems.open(path, compression_type="uncompressed") as stream:
+            return json.loads(stream.read().decode())
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error

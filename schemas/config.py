@@ -1,0 +1,208 @@
+"""The sections of a run's configuration, validated and frozen.
+
+A stage is a function of its own section and its inputs, so each section's
+content is part of that stage's fingerprint. Where and how a stage runs
+(runner, workers, strategy, paths) is not configuration: see the command
+line. `pipeline/config.py` reads YAML into `Config`.
+"""
+
+import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.simulator_config import SimulatorConfig
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Units = tuple[Positive, ...]
+
+
+class Section(BaseModel):
+    """A frozen section; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(Section):
+    """Where the events come from."""
+
+    kind: Literal["simulated", "mapped"] = "simulated"
+    # Path or shipped name of a mapping (kind `mapped`).
+    mapping: str | None = None
+
+
+class SplitConfig(Section):
+    """The intervals of training, validation and test, fixed once.
+
+    `time`: whole days at the end of the log. `last_watch`: each user's last
+    watch is the test, the one before it validation; not safe in time, for
+    comparison with published numbers only.
+    """
+
+    protocol: Literal["time", "last_watch"] = "time"
+    test_days: Positive = 1
+    valid_days: Positive = 1
+    # First day of the test; default: the last `test_days` days of the log.
+    test_start: datetime.date | None = None
+    # Days begin at midnight of this zone (KuaiRand's days are UTC+8).
+    utc_offset_hours: Annotated[float, Field(ge=-12, le=14)] = 0.0
+
+
+class BeamConfig(Section):
+    """What bounds the memory and the bytes of the Beam jobs."""
+
+    num_shards: Positive = 8
+    # Rows of one table kept per user, the most recent ones; the rest counted.
+    max_events_per_user: Positive = 100_000
+    max_bad_share: Share = 0.01
+
+
+class VocabulariesConfig(Section):
+    """Largest sizes of the ID spaces; ties break by term."""
+
+    max_size: dict[str, Positive] = Field(
+        default_factory=lambda: {
+            "video": 1_000_000,
+            "channel": 500_000,
+            "token": 1_000_000,
+        }
+    )
+    default_max_size: Positive = 100_000
+    min_count: Positive = 1
+
+
+class NormalizationConfig(Section):
+    """Quantile normalisation (paper, section 4.1)."""
+
+    num_quantiles: Annotated[int, Field(ge=2, le=500)] = 200
+    sample_size: Annotated[int, Field(ge=1000)] = 2**20
+
+
+class RetrievalExamplesConfig(Section):
+    """Next-watch examples (paper, sections 3.3 and 3.4)."""
+
+    # N: how many labels a user may contribute; null takes all of them.
+    examples_per_user: Positive | None = 20
+    # Weigh a user with fewer labels by N / emitted: users count equally.
+    equal_user_weights: bool = True
+    history_length: Positive = 50
+    searches: Positive = 20
+    search_tokens: Positive = 50
+    max_list: Positive = 8
+    example_age: bool = True
+
+
+class RankingExamplesConfig(Section):
+    """One example a request: its impressions (paper, section 4)."""
+
+    # Longer requests are continued in a further example of equal context.
+    max_candidates: Positive = 10
+    max_list: Positive = 4
+    lagged_statistics: bool = True
+
+
+class RetrievalConfig(Section):
+    """The candidate generation model (paper, section 3)."""
+
+    embedding_dim: Positive = 64
+    # Dimensions of the small spaces (region, device, ...) and of tokens.
+    token_dim: Positive = 32
+    categorical_dim: Positive = 8
+    # Mean bags over the last n watches, all of one table; the paper: [50].
+    recency_bags: Units = (50, 5, 1)
+    hidden_units: Units = (256, 128)
+    # `relu`: the last layer is rectified, as in the paper.
+    output_activation: Literal["relu", "linear"] = "linear"
+    dropout: Share = 0.0
+    num_negatives: Positive = 1000
+    sampler: Literal["log_uniform", "uniform"] = "log_uniform"
+    logq_correction: bool = True
+    table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "lazy_adam"
+    table_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Global: shared by all workers.
+    batch_size: Positive = 512
+    epochs: Positive = 5
+    # Stop after so many epochs without a better validation metric.
+    patience: Positive = 2
+    checkpoint_every: Positive = 1000
+
+
+class IndexConfig(Section):
+    """The approximate index over candidate embeddings."""
+
+    neighbors: Positive = 100
+    # Below this recall against exact search the index is not published.
+    min_recall: Share = 0.95
+    num_queries: Positive = 1000
+
+
+class RankingConfig(Section):
+    """The ranking model (paper, section 4)."""
+
+    # `expected_watch_time`: e^z = E[T] on every impression. `paper`: clicked
+    # impressions weighted by T, unclicked by 1; e^z = E[T clicked]/(1 - P).
+    objective: Literal["expected_watch_time", "paper"] = "expected_watch_time"
+    # Binary tasks trained beside watch time, on the same shared layers.
+    tasks: tuple[str, ...] = ("clicked",)
+    hidden_units: Units = (256, 128)
+    max_embedding_dim: Positive = 32
+    dropout: Share = 0.0
+    # Learn the click's position bias in a shallow tower (2019, section 4.3).
+    position_tower: bool = True
+    position_dropout: Share = 0.1
+    # Watch time in these units during training: a common factor of all
+    # weights, so e^z stays in seconds after multiplication.
+    watch_time_unit_s: Annotated[float, Field(gt=0)] = 60.0
+    task_weights: dict[str, float] = Field(default_factory=dict)
+    # Final score = product of prediction^weight (2019, section 4.2).
+    score_weights: dict[str, float] = Field(
+        default_factory=lambda: {"expected_watch_time_s": 1.0}
+    )
+    table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "lazy_adam"
+    table_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Requests, global.
+    batch_size: Positive = 512
+    epochs: Positive = 3
+    patience: Positive = 1
+    checkpoint_every: Positive = 1000
+
+
+class ServingConfig(Section):
+    """What the SavedModels return."""
+
+    candidates: Positive = 100
+    top_k: Positive = 20
+
+
+class EvaluationConfig(Section):
+    """The held-out measurements."""
+
+    top_k: Units = (10, 50, 100)
+    recent_days: Positive = 3
+    # Also train by full softmax, an oracle printed beside.
+    full_softmax_oracle: bool = False
+    # Also train a click-only ranking model, printed beside.
+    click_model: bool = True
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = "watchnext"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    source: SourceConfig = SourceConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+    split: SplitConfig = SplitConfig()
+    beam: BeamConfig = BeamConfig()
+    vocabularies: VocabulariesConfig = VocabulariesConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
+    retrieval_examples: RetrievalExamplesConfig = RetrievalExamplesConfig()
+    ranking_examples: RankingExamplesConfig = RankingExamplesConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    index: IndexConfig = IndexConfig()
+    ranking: RankingConfig = RankingConfig()
+    serving: ServingConfig = ServingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,0 +1,107 @@
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from schemas.artifacts import ArtifactStore, digest, stage_key
+from schemas.errors import ArtifactError, UsageError
+
+CONFIG, INPUTS = {"n": 3}, {"events": "abc"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "work"))
+
+
+def _write(store: ArtifactStore, files: dict[str, str]) -> str:
+    with store.write("split", CONFIG, 1, INPUTS) as writer:
+        for name, text in files.items():
+            path = Path(writer.file(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        writer.counts["rows"] = 2
+        writer.metrics["split.rows"] = 2.0
+    return stage_key("split", CONFIG, 1, INPUTS)
+
+
+def test_a_version_is_found_by_what_its_bytes_follow_from(store) -> None:
+    key = _write(store, {"train/a.txt": "x", "test/a.txt": "y"})
+    found = store.find("split", key)
+    assert found is not None
+    assert found.counts == {"rows": 2}
+    assert found.metrics == {"split.rows": 2.0}
+    assert Path(found.file("train/a.txt")).read_text() == "x"
+    for other in (
+        stage_key("split", {"n": 4}, 1, INPUTS),
+        stage_key("split", CONFIG, 2, INPUTS),
+        stage_key("split", CONFIG, 1, {"events": "abd"}),
+    ):
+        assert other != key
+        assert store.find("split", other) is None
+
+
+def test_a_part_fingerprint_sees_its_files_and_no_others(store) -> None:
+    key = _write(store, {"train/a.txt": "x", "test/a.txt": "y"})
+    first = store.find("split", key)
+    _write(store, {"train/a.txt": "x", "test/a.txt": "garbage"})
+    second = store.find("split", key)
+    assert first.path != second.path
+    assert first.fingerprint("train/") == second.fingerprint("train/")
+    assert first.fingerprint("test/") != second.fingerprint("test/")
+    # By hand: sha256 of the list of (name, sha256 of content).
+    content = hashlib.sha256(b"x").hexdigest()
+    assert first.fingerprint("train/") == digest([["train/a.txt", content]])
+    with pytest.raises(ArtifactError, match="no file that starts"):
+        first.fingerprint("valid/")
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
+def test_damage_is_refused_naming_the_file(store, damage) -> None:
+    key = _write(store, {"a.txt": "content"})
+    path = Path(store.find("split", key).file("a.txt"))
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("cOntent" if damage == "changed" else "cont")
+    with pytest.raises(ArtifactError, match=r"a\.txt is (corrupt|missing)"):
+        store.find("split", key)
+    with pytest.raises(ArtifactError, match=r"a\.txt"):
+        store.latest("split", "prepare")
+
+
+def test_without_the_marker_there_is_no_version(store) -> None:
+    key = _write(store, {"a.txt": "x"})
+    Path(store.find("split", key).path, "COMPLETED").unlink()
+    assert store.find("split", key) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (RuntimeError("broken"), RuntimeError, "broken"),
+        (OSError(errno.ENOSPC, "full"), ArtifactError, "No space left"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_a_failed_write_leaves_nothing(store, error, raised, text) -> None:
+    with (
+        pytest.raises(raised, match=text),
+        store.write("split", CONFIG, 1, INPUTS) as writer,
+    ):
+        Path(writer.file("a.txt")).write_text("half")
+        raise error
+    assert list(Path(store.workdir, "split").iterdir()) == []
+
+
+def test_a_missing_stage_names_the_command_that_makes_it(store) -> None:
+    with pytest.raises(UsageError, match="watchnext prepare --workdir"):
+        store.latest("vocabularies", "prepare")
+
+
+def test_the_newest_version_wins(store) -> None:
+    _write(store, {"a.txt": "old"})
+    _write(store, {"a.txt": "new"})
+    latest = store.latest("split", "prepare")
+    assert Path(latest.file("a.txt")).read_text() == "new"
