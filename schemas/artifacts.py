@@ -17,6 +17,7 @@ import datetime
 import errno
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -247,7 +248,8 @@ class ArtifactStore:
                 FileSystems.rename([folder], [final])
         except BaseException as error:
             _discard(folder)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            # A Beam worker's OSError reaches us as text only.
+            if os.strerror(errno.ENOSPC) in str(error):
                 raise ArtifactError(
                     f"No space left while writing {stage!r} below "
                     f"{self.workdir}; nothing was kept. Free some space or "

@@ -124,7 +124,9 @@ class RetrievalConfig(Section):
     # Global: shared by all workers.
     batch_size: Positive = 512
     epochs: Positive = 5
-    # Stop after so many epochs without a better validation metric.
+    # The validation metric that chooses the epoch, higher is better.
+    selection_metric: str = "hit_rate_at_50"
+    # Stop after so many epochs without a better one.
     patience: Positive = 2
     checkpoint_every: Positive = 1000
 
@@ -166,6 +168,7 @@ class RankingConfig(Section):
     # Requests, global.
     batch_size: Positive = 512
     epochs: Positive = 3
+    # The epoch with the lowest validation loss is kept.
     patience: Positive = 1
     checkpoint_every: Positive = 1000
 

@@ -6,8 +6,6 @@ import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_USER_DAY_REQUESTS = 2.0
-
 
 class SimulatorConfig(BaseModel):
     """Size and behaviour of the simulated platform.
@@ -35,14 +33,14 @@ class SimulatorConfig(BaseModel):
     requests_per_user_day: float = Field(
         0.19,
         gt=0.0,
-        le=MAX_USER_DAY_REQUESTS,
+        le=10.0,
         description="Mean recommendation requests of one user on one day.",
     )
     impressions_per_request: int = Field(
         10, ge=1, le=100, description="Most videos shown for one request."
     )
     organic_watches_per_request: float = Field(
-        2.5,
+        3.0,
         ge=0.0,
         le=20.0,
         description="Mean visits by search or from other sites per request.",

@@ -1,0 +1,1 @@
+"""Bring simulated and outside logs into the five event tables."""
