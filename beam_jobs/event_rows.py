@@ -1,0 +1,163 @@
+"""Rows of one event table: validate, keep the bad ones apart, sort.
+
+In: a batch of rows from any source. Out: good rows in stored order of
+columns, and dead letters with a reason and the first KiB of the raw record.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from schemas.events import ENTITY_KEYS, EventSchema, check_columns, row_errors
+
+# Two rows of one key are the same event, logged twice.
+KEYS = {
+    "watches": ("user_id", "event_time_us", "video_id"),
+    "searches": ("user_id", "event_time_us", "query"),
+    "impressions": ("user_id", "event_time_us", "video_id"),
+    **{table: (key,) for table, key in ENTITY_KEYS.items()},
+}
+DEAD_LETTERS = "dead_letters"
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        ("table", pa.string()),
+        ("reason", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("record", pa.string()),
+    ]
+)
+MAX_RECORD_BYTES = 1024
+
+Counts = collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawRows:
+    """A batch of rows of one event table, not validated yet.
+
+    Attributes:
+      rows: n rows; names and types of `EventSchema.arrow(table)`.
+      file: the file's name below the folder of the logs.
+      numbers: int64 [n], the number of each row in its file, from 1.
+      records: the n raw records, for dead letters; default `rows`.
+      errors: object [n], why a row could not be converted, else None.
+      malformed: records that could not be parsed into a row at all, as
+        (row number, reason, text).
+      not_selected: rows that a filter left out; they count as not read.
+    """
+
+    rows: pa.Table
+    file: str
+    numbers: np.ndarray
+    records: pl.DataFrame | None = None
+    errors: np.ndarray | None = None
+    malformed: Sequence[tuple[int, str, str]] = ()
+    not_selected: int = 0
+
+
+def validate(
+    table: str, raw: RawRows, schema: EventSchema
+) -> tuple[pa.Table, pa.Table, Counts]:
+    """Separates good rows from dead letters.
+
+    Returns:
+      Good rows in stored column order, dead letters, and the counts
+      `<table>.read`, `<table>.bad` and `<table>.bad.<reason>`.
+
+    Raises:
+      InputError: a column is absent or has another type.
+    """
+    check_columns(table, raw.rows, schema)
+    rows = raw.rows.select(schema.arrow(table).names)
+    reasons = row_errors(table, rows, schema)
+    if raw.errors is not None:
+        # Why a cell could not be converted says more than that it is null.
+        converted = _is_none(raw.errors)
+        reasons = np.where(converted, reasons, raw.errors)
+    is_bad = ~_is_none(reasons)
+    records = raw.records
+    if records is None:
+        records = to_polars(raw.rows)
+    letters = _dead_letters(table, raw, records, reasons, is_bad)
+    counts = Counts({f"{table}.read": rows.num_rows + len(raw.malformed)})
+    counts[f"{table}.bad"] = letters.num_rows
+    for reason in letters.column("reason").value_counts().to_pylist():
+        counts[f"{table}.bad.{reason['values']}"] = reason["counts"]
+    if raw.not_selected:
+        counts[f"{table}.not_selected"] = raw.not_selected
+    return rows.filter(pa.array(~is_bad)), letters, counts
+
+
+def sort_and_deduplicate(table: str, rows: pa.Table) -> tuple[pa.Table, int]:
+    """Sorts rows by key, then all other columns; keeps the first of a key.
+
+    Returns:
+      The rows kept, of the same schema, and how many duplicates were dropped.
+    """
+    # -0.0 equals 0.0 in the order but not in the bytes. (x + 0.0 would do, but
+    # polars simplifies it away.)
+    reals = pl.selectors.float()
+    frame = to_polars(rows).with_columns(
+        pl.when(reals == 0.0).then(0.0).otherwise(reals).name.keep()
+    )
+    if table == DEAD_LETTERS:
+        return _to_arrow(
+            frame.sort("table", "file", "row", pl.all()), rows.schema
+        ), 0
+    key = KEYS[table]
+    others = [name for name in frame.columns if name not in key]
+    frame = frame.sort([*key, *others])
+    repeated = pl.all_horizontal(pl.col(k) == pl.col(k).shift(1) for k in key)
+    kept = frame.filter(~repeated.fill_null(False))
+    return _to_arrow(kept, rows.schema), frame.height - kept.height
+
+
+def _dead_letters(
+    table: str,
+    raw: RawRows,
+    records: pl.DataFrame,
+    reasons: np.ndarray,
+    is_bad: np.ndarray,
+) -> pa.Table:
+    bad = np.flatnonzero(is_bad)
+    texts: list[str] = []
+    if bad.size:
+        packed = pl.struct(pl.all()).struct.json_encode().alias("record")
+        texts = records[bad].select(packed)["record"].to_list()
+    numbers = [*raw.numbers[bad].tolist(), *(m[0] for m in raw.malformed)]
+    texts += [text for _, _, text in raw.malformed]
+    return pa.table(
+        [
+            [table] * len(texts),
+            [*reasons[bad], *(reason for _, reason, _ in raw.malformed)],
+            [raw.file] * len(texts),
+            numbers,
+            [_first_bytes(text) for text in texts],
+        ],
+        schema=DEAD_LETTER_SCHEMA,
+    )
+
+
+def _first_bytes(text: str) -> str:
+    """At most a KiB of UTF-8, not cut within a character."""
+    return text.encode()[:MAX_RECORD_BYTES].decode(errors="ignore")
+
+
+def to_polars(rows: pa.Table) -> pl.DataFrame:
+    """The same table for polars, without a copy where that is possible."""
+    return cast(pl.DataFrame, pl.from_arrow(rows))
+
+
+def _is_none(values: np.ndarray) -> np.ndarray:
+    """Which elements are None, bool [n]."""
+    return np.asarray(values == None, bool)  # noqa: E711
+
+
+def _to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    return frame.to_arrow().cast(schema).combine_chunks()
