@@ -1,0 +1,522 @@
+"""The ranking model against closed forms, NumPy and what must not matter."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from models.keras_setup import keras, tf
+from models.position_bias import LAST_POSITION, PositionBias
+from models.ranking import RankingModel, embedding_dim
+from models.ranking_tasks import (
+    binary_loss,
+    log_watch_time_s,
+    watch_time_loss,
+)
+from schemas.config import RankingConfig
+from schemas.errors import ArtifactError
+from schemas.features import Feature, FeatureSet
+
+C = 3  # Candidate slots per request.
+LABELS = ("clicked", "watch_time_s", "liked", "rating")
+SIZES = {"video": 6, "token": 4, "surface": 2, "device": 3, "topic": 5}
+FEATURES = FeatureSet(
+    (
+        Feature("watch_history", "bag", "query", "video", 4),
+        Feature("search_tokens", "bag", "query", "token", 3),
+        Feature("user_device", "categorical", "query", "device"),
+        Feature("user_age", "continuous", "query", unit="years"),
+        Feature("surface", "categorical", "request", "surface"),
+        Feature("recent_watches", "continuous", "request", unit="watches"),
+        Feature("video", "categorical", "candidate", "video"),
+        Feature("topics", "bag", "candidate", "topic", 2),
+        Feature("duration_s", "continuous", "candidate", unit="s"),
+    )
+)
+CONFIG = RankingConfig(
+    tasks=("clicked", "liked"),
+    hidden_units=(7, 5),
+    max_embedding_dim=4,
+    watch_time_unit_s=10.0,
+    score_weights={"expected_watch_time_s": 1.0, "liked": 0.5},
+)
+
+
+def make_model(config=CONFIG, positions=True, seed=3):
+    return RankingModel(
+        FEATURES, SIZES, config, seed, labels=LABELS, positions=positions
+    )
+
+
+def bags(rng, size, *shape):
+    """Ids with 0 (unknown) among them, padded at the end by -1."""
+    ids = rng.integers(0, size + 1, size=shape)
+    length = rng.integers(0, shape[-1] + 1, size=shape[:-1])
+    return np.where(np.arange(shape[-1]) < length[..., None], ids, -1)
+
+
+def make_batch(count=(3, 1, 2, 0), seed=0):
+    rng = np.random.default_rng(seed)
+    b = len(count)
+    batch = {
+        "watch_history": bags(rng, 6, b, 4),
+        "search_tokens": bags(rng, 4, b, 3),
+        "user_device": rng.integers(0, 4, size=b),
+        "user_age": rng.random((b, 4), np.float32),
+        "surface": rng.integers(0, 3, size=b),
+        "recent_watches": rng.random((b, 4), np.float32),
+        "video": rng.integers(0, 7, size=(b, C)),
+        "topics": bags(rng, 5, b, C, 2),
+        "duration_s": rng.random((b, C, 4), np.float32),
+        "candidate_count": np.array(count),
+        "position": rng.integers(0, 4, size=(b, C)),
+        "clicked": rng.integers(0, 2, size=(b, C)).astype(np.float32),
+        "watch_time_s": rng.exponential(20, (b, C)).astype(np.float32),
+        "liked": rng.choice(np.float32([0, 1, math.nan]), size=(b, C)),
+        "example_index": np.arange(b),
+    }
+    return {k: tf.constant(v) for k, v in batch.items()}
+
+
+def gradients(model, batch, **kwargs):
+    variables = [*model.table_variables, *model.dense_variables]
+    with tf.GradientTape() as tape:
+        loss, _ = model.compute_loss(batch, global_batch_size=8, **kwargs)
+    found = tape.gradient(loss, variables)
+    return float(loss), [
+        np.zeros(v.shape) if g is None else tf.convert_to_tensor(g).numpy()
+        for g, v in zip(found, variables, strict=True)
+    ]
+
+
+def spread(model, seed=5):
+    """Moves every weight away from zero, so that all of them matter."""
+    rng = np.random.default_rng(seed)
+    for table in model.table_variables:
+        rows = rng.normal(0, 0.6, table.shape)
+        rows[0] = 0.0
+        table.assign(rows)
+    for variable in model.dense_variables:
+        variable.assign(rng.normal(0, 0.4, variable.shape))
+    return model
+
+
+# The naive model in NumPy: everything repeated for every candidate.
+
+
+def naive_vector(model, feature, values):
+    if feature.space is None:
+        return [values]
+    table = model.embeddings.tables[feature.space].numpy()
+    if feature.kind == "categorical":
+        return [table[values]]
+    entries = [i for i in values if i != -1]
+    zero = np.zeros(table.shape[1])
+    mean = sum((table[i] for i in entries), zero) / max(len(entries), 1)
+    if feature.name != "watch_history":
+        return [mean]
+    return [mean, table[entries[0]] if entries else zero]
+
+
+def naive_logits(model, batch, b, c):
+    inputs = []
+    for scopes in (("query", "request"), ("candidate",)):
+        for feature in FEATURES.select(*scopes):
+            values = batch[feature.name].numpy()[b]
+            values = values[c] if feature.scope == "candidate" else values
+            inputs += naive_vector(model, feature, values)
+    hidden = np.concatenate(inputs)
+    for layer in model.tower.layers:
+        kernel, bias = (w.numpy() for w in layer.weights)
+        hidden = np.maximum(hidden @ kernel + bias, 0.0)
+    kernel, bias = (w.numpy() for w in model.head.weights)
+    return dict(zip(model.heads, hidden @ kernel + bias, strict=True))
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def test_predictions_equal_the_naive_model():
+    model, batch = spread(make_model()), make_batch()
+    outputs = model.predict(batch)
+    assert set(outputs) == {
+        "expected_watch_time_s",
+        "clicked",
+        "liked",
+        "score",
+    }
+    unknown = model.position_bias.logits.numpy()[0]
+    for b, count in enumerate((3, 1, 2, 0)):
+        for c in range(C):
+            got = {k: float(v[b, c]) for k, v in outputs.items()}
+            if c >= count:
+                assert got == dict.fromkeys(got, 0.0)
+                continue
+            z = naive_logits(model, batch, b, c)
+            bias = unknown[int(batch["user_device"][b])]
+            expected = {
+                "expected_watch_time_s": 10.0 * math.exp(z["watch_time"]),
+                "clicked": sigmoid(z["clicked"] + bias),
+                "liked": sigmoid(z["liked"]),
+            }
+            expected["score"] = (
+                expected["expected_watch_time_s"] * expected["liked"] ** 0.5
+            )
+            assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_equals_the_naive_sum_over_impressions():
+    model, batch = spread(make_model()), make_batch()
+    bias = model.position_bias.logits.numpy()[0]
+    total = dict.fromkeys(model.heads, 0.0)
+    for b, count in enumerate((3, 1, 2, 0)):
+        for c in range(count):
+            z = naive_logits(model, batch, b, c)
+            z["clicked"] += bias[int(batch["user_device"][b])]
+            units = float(batch["watch_time_s"][b, c]) / 10.0
+            p = sigmoid(z["watch_time"])
+            total["watch_time"] -= units * math.log(p) + math.log(1 - p)
+            for task in ("clicked", "liked"):
+                label, p = float(batch[task][b, c]), sigmoid(z[task])
+                if not math.isnan(label):
+                    total[task] -= math.log(p if label else 1 - p)
+    config = CONFIG.model_copy(update={"task_weights": {"liked": 3.0}})
+    weighted = spread(make_model(config))
+    for kind, factor in ((model, 1.0), (weighted, 3.0)):
+        loss, parts = kind.compute_loss(
+            batch, training=False, global_batch_size=8
+        )
+        want = total["watch_time"] + total["clicked"] + factor * total["liked"]
+        assert float(loss) == pytest.approx(want / 8, rel=1e-5)
+        assert {k: float(v) for k, v in parts.items()} == pytest.approx(
+            {f"{k}_loss": v / 8 for k, v in total.items()}, rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("objective", ["expected_watch_time", "paper"])
+def test_gradient_of_the_watch_time_loss_by_hand(objective):
+    # d softplus(z) = s(z), d softplus(-z) = s(z) - 1. T = 12 s = 3 units.
+    z = tf.Variable([-1.3, 0.4, 2.0, 0.7])
+    with tf.GradientTape() as tape:
+        loss = watch_time_loss(
+            z,
+            tf.constant([1.0, 0.0, 0.0, 1.0]),
+            tf.constant([12.0, 12.0, 0.0, math.nan]),
+            objective=objective,
+            unit_s=4.0,
+        )
+    s = [sigmoid(x) for x in z.numpy()]
+    if objective == "paper":
+        want = [3 * (s[0] - 1), s[1], s[2], 0.0]
+    else:
+        want = [3 * (s[0] - 1) + s[0], 3 * (s[1] - 1) + s[1], s[2], 0.0]
+    np.testing.assert_allclose(tape.gradient(loss, z), want, rtol=1e-5)
+    assert float(loss[3]) == 0.0
+
+
+def test_binary_loss_has_no_gradient_where_the_label_is_unknown():
+    z = tf.Variable([0.5, 0.5, 0.5])
+    with tf.GradientTape() as tape:
+        loss = binary_loss(z, tf.constant([1.0, 0.0, math.nan]))
+    p = sigmoid(0.5)
+    np.testing.assert_allclose(
+        loss, [-math.log(p), -math.log(1 - p), 0.0], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        tape.gradient(loss, z), [p - 1, p, 0.0], rtol=1e-6
+    )
+
+
+def test_the_longest_valid_watch_is_the_largest_prediction():
+    # e^200 overflows float32; two days are 172,800 s.
+    seconds = tf.exp(log_watch_time_s(tf.constant([200.0, 1.0, -200.0]), 60.0))
+    np.testing.assert_allclose(
+        seconds, [172_800.0, 60 * math.e, 0.0], rtol=1e-5
+    )
+
+
+def alike_impressions():
+    """Five requests of two impressions with all features equal."""
+    batch = make_batch((2,) * 5)
+    batch = {k: tf.repeat(v[:1], 5, axis=0) for k, v in batch.items()}
+    for name in ("video", "topics", "duration_s"):
+        batch[name] = tf.repeat(batch[name][:, :1], C, axis=1)
+    batch["clicked"] = tf.constant(
+        [[1, 0, 9], [0, 0, 9], [1, 0, 9], [1, 0, 9], [0, 0, 9]], tf.float32
+    )
+    batch["watch_time_s"] = tf.constant(
+        [[40, 3, 9], [0, 2, 9], [25, 0, 9], [10, 4, 9], [0, 6, 9]], tf.float32
+    )
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("objective", "output", "seconds"),
+    [
+        # All ten: (40 + 3 + 2 + 25 + 10 + 4 + 6) / 10 = 90 / 10.
+        ("expected_watch_time", "expected_watch_time_s", 9.0),
+        # Clicked ones over the unclicked: (40 + 25 + 10) / (10 - 3).
+        ("paper", "watch_time_odds", 75 / 7),
+    ],
+)
+def test_trained_to_the_end_the_odds_are_the_closed_form(
+    objective, output, seconds
+):
+    config = RankingConfig(
+        objective=objective,
+        hidden_units=(4,),
+        max_embedding_dim=2,
+        watch_time_unit_s=7.0,
+        score_weights={output: 1.0},
+    )
+    model, batch = make_model(config, positions=False), alike_impressions()
+    variables = [*model.table_variables, *model.dense_variables]
+    optimizer = keras.optimizers.Adam(0.03, jit_compile=False)
+    optimizer.build(variables)
+
+    @tf.function
+    def train(steps):
+        for _ in tf.range(steps):
+            with tf.GradientTape() as tape:
+                loss, _ = model.compute_loss(batch, global_batch_size=5)
+            found = tape.gradient(loss, variables)
+            optimizer.apply_gradients(
+                [
+                    (g, v)
+                    for g, v in zip(found, variables, strict=True)
+                    if g is not None
+                ]
+            )
+
+    train(tf.constant(400))
+    outputs = model.predict(batch)
+    np.testing.assert_allclose(outputs[output][:, :2], seconds, rtol=1e-3)
+    # Three clicks of ten impressions.
+    np.testing.assert_allclose(outputs["clicked"][:, :2], 0.3, rtol=1e-3)
+
+
+def test_padding_changes_neither_loss_nor_gradients():
+    model, batch = spread(make_model()), make_batch()
+    padded = np.arange(C) >= batch["candidate_count"].numpy()[:, None]
+    garbage = dict(batch)
+    for name in ("video", "position", "clicked", "watch_time_s", "liked"):
+        value = 1 if batch[name].dtype == tf.int64 else 77.0
+        garbage[name] = tf.where(
+            padded, tf.cast(value, batch[name].dtype), batch[name]
+        )
+    garbage["duration_s"] = tf.where(
+        padded[..., None], math.nan, batch["duration_s"]
+    )
+    garbage["topics"] = tf.where(
+        padded[..., None], tf.constant(5, tf.int64), batch["topics"]
+    )
+    loss, found = gradients(model, batch, training=True, step=4)
+    same, same_found = gradients(model, garbage, training=True, step=4)
+    assert same == loss
+    for a, b in zip(found, same_found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(np.abs(g).sum() > 0 for g in found)
+
+
+def test_two_halves_of_a_batch_add_up_to_the_batch():
+    config = CONFIG.model_copy(update={"dropout": 0.4, "position_dropout": 0.5})
+    model, batch = spread(make_model(config)), make_batch((3, 1, 2, 3))
+    halves = [
+        {k: v[part] for k, v in batch.items()}
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    loss, found = gradients(model, batch, training=True, step=9)
+    (loss_1, found_1), (loss_2, found_2) = (
+        gradients(model, h, training=True, step=9) for h in halves
+    )
+    assert loss_1 + loss_2 == pytest.approx(loss, rel=1e-5)
+    for whole, a, b in zip(found, found_1, found_2, strict=True):
+        np.testing.assert_allclose(a + b, whole, rtol=1e-4, atol=1e-6)
+    # The dropout is drawn anew at each step, and not at all in evaluation.
+    other, _ = gradients(model, batch, training=True, step=10)
+    still, _ = gradients(model, batch, training=False, step=9)
+    same, _ = gradients(model, batch, training=False, step=10)
+    assert other != loss
+    assert still == same
+
+
+def test_dropout_keeps_the_mean_and_the_whole_request():
+    config = CONFIG.model_copy(update={"dropout": 0.25})
+    model = make_model(config)
+    index = {"example_index": tf.range(20_000, dtype=tf.int64)}
+    kept = model._kept(index, 5, (3, 0)).numpy()
+    assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.75)}
+    # 100,000 draws: a standard deviation of 0.002.
+    assert kept.mean() == pytest.approx(1.0, abs=0.01)
+
+
+def test_unknown_ids_and_padding_get_no_gradient():
+    model, batch = spread(make_model()), make_batch()
+    _, found = gradients(model, batch)
+    for gradient in found[: len(model.table_variables)]:
+        np.testing.assert_array_equal(gradient[0], 0.0)
+
+
+def test_position_moves_the_click_logit_in_training_alone():
+    config = CONFIG.model_copy(update={"position_dropout": 0.0})
+    model, batch = spread(make_model(config)), make_batch()
+    moved = {**batch, "position": (batch["position"] + 1) % 4}
+    for name, value in model.predict(batch).items():
+        np.testing.assert_array_equal(value, model.predict(moved)[name])
+    without = {k: v for k, v in batch.items() if k != "position"}
+    model.predict(without)
+    _, parts = model.compute_loss(batch, training=True, global_batch_size=1)
+    _, other = model.compute_loss(moved, training=True, global_batch_size=1)
+    assert float(parts["clicked_loss"]) != float(other["clicked_loss"])
+    for name in ("watch_time_loss", "liked_loss"):
+        assert float(parts[name]) == float(other[name])
+
+
+def test_position_bias_reads_its_cell():
+    bias = PositionBias(devices=2, dropout=0.0, seed=1)
+    bias.logits.assign(np.arange((LAST_POSITION + 1) * 3).reshape(-1, 3))
+    # Row p, device d holds 3 p + d; positions beyond the last share its row.
+    logits = bias(
+        tf.constant([0, 2, LAST_POSITION + 7], tf.int64),
+        tf.constant([1, 0, 2], tf.int64),
+    )
+    np.testing.assert_array_equal(logits, [1, 6, 3 * LAST_POSITION + 2])
+
+
+def test_position_dropout_is_a_function_of_seed_step_and_row():
+    bias = PositionBias(devices=0, dropout=0.3, seed=1)
+    position = tf.fill([5000, 4], tf.constant(7, tf.int64))
+    seen = bias.seen_positions(position, 2, 0).numpy()
+    assert set(np.unique(seen)) == {0, 7}
+    # 20,000 draws: a standard deviation of 0.003.
+    assert np.mean(seen == 0) == pytest.approx(0.3, abs=0.015)
+    tail = bias.seen_positions(position[3000:], 2, 3000)
+    np.testing.assert_array_equal(tail, seen[3000:])
+    assert (bias.seen_positions(position, 3, 0).numpy() != seen).any()
+
+
+def test_position_bias_takes_what_position_explains():
+    # Alike videos; position 1 is clicked 3 times of 4, position 2 once of 4:
+    # logits ln 3 and -ln 3 around the main tower, whatever that holds.
+    bias = PositionBias(devices=0, dropout=0.0, seed=1)
+    position = tf.constant([1, 1, 1, 1, 2, 2, 2, 2], tf.int64)
+    clicked = tf.constant([1, 1, 1, 0, 0, 0, 0, 1], tf.float32)
+    for _ in range(300):
+        with tf.GradientTape() as tape:
+            logit = bias(position, tf.zeros_like(position))
+            loss = tf.reduce_sum(binary_loss(logit, clicked))
+        gradient = tape.gradient(loss, bias.logits)
+        bias.logits.assign_sub(0.5 * tf.convert_to_tensor(gradient))
+    found = bias.logits.numpy()[:, 0]
+    np.testing.assert_allclose(found[1:3], [math.log(3), -math.log(3)], 1e-4)
+    np.testing.assert_array_equal(found[3:], 0.0)
+
+
+def test_request_without_candidate_count_scores_every_slot():
+    model = spread(make_model())
+    batch = make_batch((C,) * 4)
+    features = {f.name: batch[f.name] for f in FEATURES}
+    for name, value in model.predict(batch).items():
+        np.testing.assert_array_equal(model.predict(features)[name], value)
+
+
+def test_a_score_of_many_small_probabilities_does_not_vanish():
+    config = CONFIG.model_copy(
+        update={"score_weights": {"clicked": 0.5, "liked": 0.5}}
+    )
+    model = make_model(config, positions=False)
+    model.head.kernel.assign(tf.zeros_like(model.head.kernel))
+    # e^-100 is no float32 (the least is 1e-45), its root e^-50 is.
+    model.head.bias.assign([0.0, -100.0, 0.0])
+    score = model.predict(make_batch((C,)))["score"]
+    want = math.exp(-50) * math.sqrt(0.5)
+    np.testing.assert_allclose(score, want, rtol=1e-4)
+
+
+def test_saved_and_loaded_predictions_are_equal(tmp_path):
+    model, batch = spread(make_model()), make_batch()
+    model.save(str(tmp_path / "model"))
+    loaded = RankingModel.load(str(tmp_path / "model"))
+    for name, value in model.predict(batch).items():
+        np.testing.assert_array_equal(loaded.predict(batch)[name], value)
+    loss, found = gradients(model, batch, training=True, step=3)
+    again, again_found = gradients(loaded, batch, training=True, step=3)
+    assert again == loss
+    for a, b in zip(found, again_found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_incomplete_model_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    make_model().save(str(folder))
+    saved = json.loads((folder / "model.json").read_text())
+    saved["positions"] = False
+    (folder / "model.json").write_text(json.dumps(saved))
+    with pytest.raises(ArtifactError, match="no complete ranking model"):
+        RankingModel.load(str(folder))
+    with pytest.raises(ArtifactError, match="no complete ranking model"):
+        RankingModel.load(str(tmp_path / "nothing"))
+
+
+def test_a_click_model_has_no_watch_time_head():
+    config = RankingConfig(
+        tasks=("clicked",),
+        task_weights={"watch_time": 0.0},
+        score_weights={"clicked": 1.0},
+    )
+    model, batch = make_model(config), make_batch()
+    outputs = model.predict(batch)
+    assert set(outputs) == {"clicked", "score"}
+    np.testing.assert_allclose(outputs["score"], outputs["clicked"], 1e-6)
+    _, parts = model.compute_loss(batch, global_batch_size=1)
+    assert set(parts) == {"clicked_loss"}
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"tasks": ("clicked", "shared")}, "clicked, liked; received"),
+        ({"tasks": ("watch_time_s",)}, "clicked, liked; received"),
+        ({"tasks": ("clicked", "clicked")}, "different names"),
+        ({"task_weights": {"likes": 1.0}}, "received 'likes'"),
+        ({"task_weights": {"liked": -1.0}}, "received 'liked': -1.0"),
+        ({"score_weights": {"watch_time_odds": 1.0}}, "expected_watch_time_s"),
+        ({"score_weights": {}}, "received {}"),
+        (
+            {"task_weights": {"watch_time": 0.0}},
+            "clicked, liked; received .*expected_watch_time_s",
+        ),
+    ],
+)
+def test_names_that_do_not_exist_are_refused(update, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(CONFIG.model_copy(update=update))
+
+
+def test_missing_vocabulary_sizes_are_refused():
+    with pytest.raises(ValueError, match="a vocabulary size for each of"):
+        RankingModel(
+            FEATURES, {"video": 3}, CONFIG, 1, labels=LABELS, positions=True
+        )
+
+
+def test_embedding_dim_grows_with_the_logarithm():
+    # 2 ceil(log2(V + 1)): 2 log2(2), 2 log2(4), 2 ceil(log2(7472) = 12.9).
+    assert embedding_dim(1, 64) == 2
+    assert embedding_dim(3, 64) == 4
+    assert embedding_dim(7471, 64) == 26
+    assert embedding_dim(7471, 16) == 16
+    # An empty vocabulary still has the zero vector of the unknown.
+    assert embedding_dim(0, 64) == 1
+
+
+def test_initial_values_follow_from_the_seed():
+    models = [make_model(seed=3), make_model(seed=3), make_model(seed=4)]
+    weights = [
+        np.concatenate([v.numpy().ravel() for v in m.dense_variables])
+        for m in models
+    ]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert (weights[0] != weights[2]).any()
