@@ -1,0 +1,108 @@
+"""Describe the distribution `watchnext` and the one set of versions it is for.
+
+The bounds below are the set the project is tested with; requirements.lock
+holds the exact version of every package, transitive ones included.
+
+Beam workers install this same distribution. The list is therefore kept to
+what the stages import. Of its 2.7 GB, TensorFlow is 1.8 and what only the
+driver and the trainers import (ScaNN, Recommenders, Typer, Rich) 0.05: a
+split of the list would save workers 2 % and be a second set to test. Clouds,
+accelerators and test tools are extras.
+"""
+
+from setuptools import setup
+
+INSTALL_REQUIRES = [
+    # Transform, BSL and tf_keras below are built for exactly this minor.
+    "tensorflow==2.21.0",
+    # The last pair of versions built for TensorFlow 2.21.
+    "tensorflow-transform==1.21.0",
+    # Carries native code that must match Transform and Arrow.
+    "tfx-bsl==1.21.0",
+    # The last release; it needs Keras 2, which TensorFlow no longer ships.
+    "tensorflow-recommenders==0.7.7",
+    # Keras 2, for TensorFlow Recommenders and multi-worker strategies.
+    "tf_keras==2.21.0",
+    # Dataflow workers run in the container image of this very version.
+    "apache-beam==2.77.0",
+    # The saved index is read back by the version that wrote it.
+    "scann==1.4.2",
+    # Beam 2.77 ends below 2.5; 2.4 has wheels for Python 3.11 to 3.13.
+    "numpy>=2.4,<2.5",
+    # Beam 2.77 ends below 26; before 14.0.1 the file readers have a hole.
+    "pyarrow>=25,<26",
+    # Transform 1.21 ends below 7; TensorFlow's generated code needs 6.31.
+    "protobuf>=6.33,<6.34",
+    # The configs use the models and validators of version 2.
+    "pydantic>=2.11,<3",
+    # Reads configs and mappings; version 6 still has safe_load's YAML 1.1.
+    "pyyaml>=6.0.2,<7",
+    # Stable hashes of keys (XXH3 is a fixed algorithm).
+    "xxhash>=4,<5",
+    # Mappings' expressions over outside logs, vectorised; one plain wheel.
+    "polars>=2,<3",
+    # AUC and log loss: the definitions everybody compares with.
+    "scikit-learn>=1.6,<2",
+    # Kendall's tau, from which the share of ordered pairs follows exactly.
+    "scipy>=1.16,<2",
+    # The protocol's messages, in which warm-up requests are written; the
+    # only version between its TensorFlow bounds and Transform's.
+    "tensorflow-serving-api>=2.19.1,<3",
+    # The command line; from 0.26 on its errors are no longer Click's.
+    "typer>=0.22,<0.26",
+    # Whose errors `pipeline/cli.py` turns into lines and exit codes.
+    "click>=8.2,<9",
+    # Tables and progress in the terminal.
+    "rich>=14,<16",
+    # Cores, memory and disk in `doctor`, memory in the benchmarks.
+    "psutil>=7,<8",
+]
+
+EXTRAS_REQUIRE = {
+    # Dataflow, and gs:// for Beam. TensorFlow 2.21 reads gs:// by itself:
+    # tensorflow-io-gcs-filesystem 0.37.1 does not even load beside it.
+    "gcp": ["apache-beam[gcp]==2.77.0"],
+    # CUDA and cuDNN as wheels; the driver must be on the machine.
+    "gpu": ["tensorflow[and-cuda]==2.21.0"],
+    # The driver library of Cloud TPU VMs. TensorFlow's own TPU build ends at
+    # 2.20 on the package index, so 2.21 on a TPU needs the machine's build.
+    "tpu": ["libtpu>=0.0.52,<0.1"],
+    "test": [
+        "pytest>=9,<10",
+        "hypothesis>=6.150,<7",
+        "ruff>=0.17,<0.18",
+        "mypy>=2.4,<3",
+        "types-PyYAML>=6.0.12",
+        "types-psutil>=7,<8",
+        # Builds the project without a network once the lock is installed.
+        "setuptools==80.9.0",
+        "wheel>=0.45",
+    ],
+}
+setup(
+    name="watchnext",
+    version="0.1.0",
+    description=(
+        "Two-stage video recommender after Covington et al. (RecSys 2016)"
+        " and Zhao et al. (RecSys 2019): raw watch logs in, a served"
+        " TensorFlow model out"
+    ),
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=[
+        "pipeline",
+        "pipeline.configs",
+        "models",
+        "beam_jobs",
+        "beam_jobs.sources",
+        "schemas",
+    ],
+    # The configs live at the top level, where people look for them; in a
+    # wheel they travel inside `pipeline` (see pipeline/shipped.py).
+    package_dir={"pipeline.configs": "configs"},
+    package_data={"pipeline.configs": ["*.yaml", "mappings/*.yaml"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["watchnext = pipeline.cli:main"]},
+)
