@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,17 @@ def test_without_the_marker_there_is_no_version(store) -> None:
     ("error", "raised", "text"),
     [
         (RuntimeError("broken"), RuntimeError, "broken"),
-        (OSError(errno.ENOSPC, "full"), ArtifactError, "No space left"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            ArtifactError,
+            "No space left",
+        ),
+        # As a Beam runner hands it on.
+        (
+            RuntimeError("OSError: [Errno 28] No space left on device"),
+            ArtifactError,
+            "No space left",
+        ),
         (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
     ],
 )

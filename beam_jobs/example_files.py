@@ -1,0 +1,157 @@
+"""NumPy columns to TFRecord files of tf.Examples, equal bytes for equal data.
+
+A tf.Example is a protobuf map, whose entries a serialiser writes in an order
+that differs from run to run. So each key is encoded alone (a map of one
+entry has one order) and the pieces are joined: protobuf defines the
+concatenation of two messages as their merge, and TensorFlow's parsers rely on
+it too.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
+
+from beam_jobs.output_files import whole_file
+from schemas.examples import ExampleKey
+from schemas.features import PADDING_ID
+
+
+class Ragged(NamedTuple):
+    """Lists of any length: row i is values[row_splits[i]:row_splits[i + 1]]."""
+
+    values: np.ndarray
+    row_splits: np.ndarray
+
+
+Column = np.ndarray | Ragged
+_NUMPY = {"int64": np.int64, "float32": np.float32, "string": np.object_}
+_ARROW = {
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "string": pa.large_binary(),
+}
+
+
+def without_padding(bag: np.ndarray) -> Ragged:
+    """Drops the -1 of a padded bag [n, L]; order within a row is kept."""
+    used = bag != PADDING_ID
+    splits = np.concatenate(([0], np.cumsum(used.sum(axis=1))))
+    return Ragged(bag[used], splits.astype(np.int64))
+
+
+def encode_examples(
+    columns: Mapping[str, Column], keys: Sequence[ExampleKey]
+) -> list[bytes]:
+    """Serialises rows as tf.Examples.
+
+    Args:
+      columns: one column per key. Fixed shapes: [n, *shape]. Lists: `Ragged`
+        (or a plain (values, row_splits) pair). Dtypes are the key's; strings
+        are object arrays of bytes.
+      keys: what an example holds; their order is the order in the bytes.
+
+    Raises:
+      ValueError: a column missing, unknown, or of another dtype or shape.
+    """
+    names = [key.name for key in keys]
+    if set(columns) != set(names):
+        raise ValueError(
+            f"Expected the columns {sorted(names)}, received {sorted(columns)}."
+        )
+    encoder = RecordBatchToExamplesEncoder()
+    pieces = [
+        encoder.encode(
+            pa.RecordBatch.from_arrays(
+                [_lists(key, columns[key.name])], [key.name]
+            )
+        )
+        for key in keys
+    ]
+    return [b"".join(row) for row in zip(*pieces, strict=True)]
+
+
+class ExampleWriter:
+    """Writes chunks of rows to one TFRecord file, whole or not at all.
+
+    Use as a context manager; the file appears when the block ends well.
+    """
+
+    def __init__(self, path: str, keys: Sequence[ExampleKey]) -> None:
+        self._file = whole_file(path)
+        self._keys = tuple(keys)
+        self.num_examples = 0
+
+    def __enter__(self) -> Self:
+        self._writer = tf.io.TFRecordWriter(self._file.__enter__())
+        return self
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        """Appends rows; see `encode_examples`."""
+        for example in encode_examples(columns, self._keys):
+            self._writer.write(example)
+            self.num_examples += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+        self._file.__exit__(kind, error, trace)
+
+
+def write_examples(
+    path: str, columns: Mapping[str, Column], keys: Sequence[ExampleKey]
+) -> int:
+    """Writes one TFRecord file of rows held in memory; returns their number."""
+    with ExampleWriter(path, keys) as writer:
+        writer.write(columns)
+    return writer.num_examples
+
+
+def read_examples(
+    paths: Iterable[str], keys: Sequence[ExampleKey]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the examples of files, parsed: for tests and small checks.
+
+    A fixed key gives its shape, a list a vector.
+    """
+    spec = {key.name: key.parse_spec() for key in keys}
+    for path in sorted(paths):
+        for record in tf.data.TFRecordDataset(path):
+            parsed = tf.io.parse_single_example(record, spec)
+            yield {name: value.numpy() for name, value in parsed.items()}
+
+
+def _lists(key: ExampleKey, column: Column) -> pa.LargeListArray:
+    """A column as one list of values per example."""
+    if isinstance(column, tuple):
+        if key.shape is not None:
+            raise ValueError(
+                f"Key {key.name!r} has the shape {key.shape}, received a "
+                "ragged column."
+            )
+        values, splits = column
+    else:
+        if key.shape is None or column.shape[1:] != key.shape:
+            expected = "Ragged" if key.shape is None else f"[n, *{key.shape}]"
+            raise ValueError(
+                f"Key {key.name!r}: expected {expected}, received an array "
+                f"of shape {column.shape}."
+            )
+        width = int(np.prod(key.shape, dtype=np.int64))
+        values = column.reshape(-1)
+        splits = np.arange(len(column) + 1) * width
+    if values.dtype != _NUMPY[key.dtype]:
+        raise ValueError(
+            f"Key {key.name!r}: expected {key.dtype}, received {values.dtype}."
+        )
+    return pa.LargeListArray.from_arrays(
+        pa.array(splits, pa.int64()), pa.array(values, _ARROW[key.dtype])
+    )
