@@ -1,0 +1,331 @@
+"""The command line: `watchnext <command>`.
+
+Every command is a thin shell round a function of `pipeline/stages.py`; heavy
+imports happen inside the commands, so that `--help` answers at once.
+"""
+
+import enum
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+from schemas.errors import WatchnextError
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+_BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}
+_EPILOG = (
+    "Local: `watchnext {0} --config demo --workdir work/demo`.   "
+    "Cluster: `watchnext {0} --config gs://bucket/run.yaml "
+    "--workdir gs://bucket/work{1}`."
+)
+_DATAFLOW = (
+    " --runner=DataflowRunner --project=P --region=R"
+    " --temp_location=gs://bucket/tmp"
+)
+
+app = typer.Typer(
+    name="watchnext",
+    help="The two-stage video recommender of the YouTube papers: raw logs "
+    "in, a served recommender out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(
+    no_args_is_help=True,
+    help="Train a model: `retrieval` or `ranking`.",
+    rich_markup_mode=None,
+)
+app.add_typer(train_app, name="train")
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="A YAML file, or a shipped name: demo, "
+        "paper, movielens-1m, kuairand.",
+    ),
+]
+WorkdirOption = Annotated[
+    str, typer.Option("--workdir", help="Folder of the stages' results.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.field=value; may be repeated."),
+]
+InputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        help="Folder of the outside logs, in place of the mapping's own root.",
+    ),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option(
+        "--num-workers",
+        min=1,
+        help="Local worker processes; on a cluster leave it and set TF_CONFIG.",
+    ),
+]
+
+
+class Strategy(enum.StrEnum):
+    """How training is distributed."""
+
+    auto = "auto"
+    one_device = "one_device"
+    mirrored = "mirrored"
+    multi_worker = "multi_worker"
+    tpu = "tpu"
+
+
+StrategyOption = Annotated[
+    Strategy,
+    typer.Option(
+        "--strategy",
+        help="auto: TF_CONFIG's workers, else all GPUs, else the CPU.",
+    ),
+]
+TpuOption = Annotated[
+    str | None, typer.Option("--tpu", help="TPU name or address.")
+]
+
+
+def _run(
+    config: str | None,
+    workdir: str,
+    overrides: Sequence[str] | None,
+    context: typer.Context | None = None,
+) -> "Run":
+    # First of all, so that what TensorFlow says when imported is caught.
+    from pipeline.console import import_tensorflow_quietly
+
+    import_tensorflow_quietly()
+    from pipeline.config import load_config
+    from pipeline.run import Run, saved_config
+    from schemas.artifacts import ArtifactStore
+
+    # A work directory remembers its configuration.
+    loaded = load_config(config or saved_config(workdir), overrides or ())
+    flags = tuple(context.args) if context else ()
+    return Run(loaded, ArtifactStore(workdir), flags)
+
+
+def _epilog(command: str, beam: bool = False) -> str:
+    return _EPILOG.format(command, _DATAFLOW if beam else "")
+
+
+@app.command(context_settings=_BEAM, epilog=_epilog("simulate", True))
+def simulate(
+    context: typer.Context,
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write the simulated platform's logs as events."""
+    from pipeline import stages
+
+    stages.simulate(_run(config, workdir, overrides, context))
+
+
+@app.command(
+    context_settings=_BEAM,
+    epilog="Local: `watchnext ingest --mapping kuairand --input DIR --workdir "
+    "work/kuairand`.   Cluster: the same with gs:// paths and Beam flags.",
+)
+def ingest(
+    context: typer.Context,
+    workdir: WorkdirOption,
+    mapping: Annotated[
+        str | None,
+        typer.Option("--mapping", help="A YAML mapping, or a shipped name."),
+    ] = None,
+    input_dir: InputOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Turn your own Parquet, CSV or JSON Lines logs into events."""
+    run = _run(config, workdir, overrides, context)
+    from pipeline import stages
+
+    stages.ingest(run, mapping, input_dir)
+
+
+@app.command(context_settings=_BEAM, epilog=_epilog("prepare", True))
+def prepare(
+    context: typer.Context,
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Split the events; build vocabularies, transform graph and examples."""
+    from pipeline import stages
+
+    stages.prepare(_run(config, workdir, overrides, context))
+
+
+@train_app.command("retrieval", epilog=_epilog("train retrieval"))
+def train_retrieval(
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    num_workers: WorkersOption = 1,
+    strategy: StrategyOption = Strategy.auto,
+    tpu: TpuOption = None,
+) -> None:
+    """Train candidate generation by sampled softmax."""
+    run = _run(config, workdir, overrides).building("retrieval_model")
+    from pipeline.model_stages import ModelStages
+    from pipeline.model_training import Workers
+
+    workers = Workers(num_workers, strategy.value, tpu)
+    ModelStages(run, workers).retrieval_model()
+
+
+@train_app.command("ranking", epilog=_epilog("train ranking"))
+def train_ranking(
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    num_workers: WorkersOption = 1,
+    strategy: StrategyOption = Strategy.auto,
+    tpu: TpuOption = None,
+) -> None:
+    """Train ranking by expected watch time."""
+    run = _run(config, workdir, overrides).building("ranking_model")
+    from pipeline.model_stages import ModelStages
+    from pipeline.model_training import Workers
+
+    workers = Workers(num_workers, strategy.value, tpu)
+    ModelStages(run, workers).ranking_model()
+
+
+@app.command(epilog=_epilog("index"))
+def index(
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Build the ScaNN index and measure its recall."""
+    run = _run(config, workdir, overrides).building("index")
+    from pipeline.model_stages import ModelStages
+
+    ModelStages(run).index()
+
+
+@app.command(epilog=_epilog("export"))
+def export(
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write the SavedModels for TF Serving."""
+    run = _run(config, workdir, overrides).building("export")
+    from pipeline.model_stages import ModelStages
+    from pipeline.publishing import publish
+
+    publish(ModelStages(run).export(), workdir)
+
+
+@app.command(epilog=_epilog("evaluate"))
+def evaluate(
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Measure both models on the test interval, beside the baselines."""
+    from pipeline.console import print_metrics
+
+    run = _run(config, workdir, overrides).building("evaluation")
+    from pipeline.model_stages import ModelStages
+
+    print_metrics(ModelStages(run).evaluation().metrics)
+
+
+@app.command(context_settings=_BEAM, epilog=_epilog("run", True))
+def run(
+    context: typer.Context,
+    workdir: WorkdirOption,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    input_dir: InputOption = None,
+) -> None:
+    """Run every stage that is not there yet, from logs to evaluation."""
+    prepared = _run(config, workdir, overrides, context)
+    from pipeline.line import run_all
+
+    run_all(prepared, input_dir)
+
+
+@app.command(context_settings=_BEAM)
+def demo(
+    context: typer.Context,
+    workdir: WorkdirOption = "work/demo",
+    overrides: SetOption = None,
+) -> None:
+    """Simulate a platform, train and export both models, recommend.
+
+    About 10 minutes on 2 cores; a second run resumes what a first one left.
+    """
+    prepared = _run("demo", workdir, overrides, context)
+    from pipeline.line import demo as play
+
+    play(prepared)
+
+
+@app.command()
+def recommend(
+    workdir: WorkdirOption,
+    user: Annotated[str, typer.Option("--user", help="A user_id.")],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Print a user's ranked list from the exported SavedModels."""
+    prepared = _run(config, workdir, overrides)
+    from pipeline.line import recommend as list_for
+
+    list_for(prepared, user)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, accelerators, runners."""
+    from pipeline.doctor import run_doctor
+
+    raise typer.Exit(run_doctor())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code (0, 1 or 2)."""
+    # Said before any heavy import; C++ reads it once.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        code = app(args=argv, prog_name="watchnext", standalone_mode=False)
+        return int(code or 0)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(WatchnextError("Interrupted; a second run resumes."))
+    except WatchnextError as error:
+        return _fail(error)
+
+
+def _fail(error: WatchnextError) -> int:
+    # One line, whatever the message carried.
+    print(f"watchnext: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

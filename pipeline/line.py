@@ -1,0 +1,68 @@
+"""The whole line: from logs to recommendations in one command."""
+
+from beam_jobs.events import read_tables
+from models.serving import RANKING, RETRIEVAL
+from pipeline.console import print_metrics, say
+from pipeline.model_stages import ModelStages
+from pipeline.publishing import publish
+from pipeline.recommend import print_table, request_of_user
+from pipeline.recommend import recommend as ranked
+from pipeline.run import COMMANDS, Run
+from pipeline.stages import ingest, prepare, simulate
+
+DEMO_USERS = 3
+
+
+def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
+    """Builds every stage that is not there, and prints the evaluation."""
+    if run.config.source.kind == "simulated":
+        simulate(run)
+    else:
+        ingest(run, input_dir=input_dir)
+    prepare(run)
+    stages = ModelStages(run.building(*COMMANDS))
+    stages.retrieval_model()
+    stages.index()
+    if stages.has_ranking:
+        stages.ranking_model()
+    publish(stages.export(), run.workdir)
+    print_metrics(stages.evaluation().metrics)
+    return stages
+
+
+def demo(run: Run) -> None:
+    """The whole line on simulated logs, then three users' lists."""
+    stages = run_all(run)
+    watches = read_tables(
+        stages.data.split().files("test/watches-"),
+        stages.data.schema.arrow("watches"),
+    )
+    # The busiest users of the last day, so that there is something to see.
+    counts = watches.group_by("user_id").aggregate([("video_id", "count")])
+    order = [("video_id_count", "descending"), ("user_id", "ascending")]
+    busiest = counts.sort_by(order).column("user_id").to_pylist()
+    for user in busiest[:DEMO_USERS]:
+        _print_list(stages, user)
+
+
+def recommend(run: Run, user: str) -> None:
+    """Prints the ranked list of one user of the log."""
+    _print_list(ModelStages(run), user)
+
+
+def _print_list(stages: ModelStages, user: str) -> None:
+    data = stages.data
+    files = {t: data.events.files(f"{t}-") for t in data.schema.columns}
+    request = request_of_user(user, files, data.schema, stages.raw_inputs)
+    models = publish(stages.export(), stages.run.workdir)
+    videos = read_tables(files["videos"], data.schema.arrow("videos"))
+    rows = ranked(
+        models[RETRIEVAL],
+        models.get(RANKING),
+        request,
+        videos,
+        stages.run.config.serving.top_k,
+    )
+    say("")
+    say(f"User {user}")
+    print_table(rows)

@@ -1,0 +1,268 @@
+"""The model stages: train, index, export, evaluate. Wiring only."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+from pydantic import BaseModel
+
+from models import retrieval_evaluation
+from models.baselines import baselines
+from models.ranking import RankingModel
+from models.retrieval import RetrievalModel
+from models.retrieval_evaluation import ModelScorer
+from pipeline.console import say
+from pipeline.distribution import current_task, launch_local_workers
+from pipeline.model_training import Model, Trainer, Workers
+from pipeline.run import Run, Sections
+from pipeline.stages import DataStages
+from schemas.artifacts import Artifact, ArtifactWriter
+from schemas.requests import RawInput, raw_inputs
+from schemas.vocabularies import Vocabulary
+
+
+class ModelStages:
+    """The stages after the data stages, each found or, if allowed, built."""
+
+    def __init__(self, run: Run, workers: Workers | None = None) -> None:
+        self.run, self.workers = run, workers or Workers()
+        self.data = DataStages(run)
+        self._trainer = Trainer(run, self.data, self.workers)
+
+    # Retrieval ------------------------------------------------------------
+
+    def retrieval_model(self) -> Artifact:
+        """Trains candidate generation."""
+        return self._trained("retrieval", self.data.retrieval_examples())
+
+    def index(self) -> Artifact:
+        """Builds ScaNN's index; refused below the recall gate."""
+        config, model = self.run.config.index, self.retrieval_model()
+        examples = self.data.retrieval_examples()
+
+        def write(writer: ArtifactWriter) -> None:
+            from models.index import build_scann, refuse_below_gate
+
+            loaded = RetrievalModel.load(model.path)
+            embeddings, biases = map(np.asarray, loaded.candidates())
+            built = build_scann(embeddings, biases, config)
+            k = min(config.neighbors, len(biases))
+            cases = (
+                self._trainer.retrieval_batches(
+                    self.data.retrieval_examples(), "valid"
+                )
+                .unbatch()
+                .batch(config.num_queries)
+                .take(1)
+            )
+            queries = [np.asarray(loaded.query_embedding(b)) for b in cases]
+            recall = built.recall(np.concatenate(queries), k)
+            refuse_below_gate(recall, config)
+            built.save(writer.path)
+            writer.counts["videos"] = len(biases)
+            writer.metrics["index.recall_at_100"] = recall
+
+        inputs = {
+            "retrieval_model": model.fingerprint(),
+            "retrieval_examples": examples.fingerprint("valid-"),
+        }
+        return self.run.stage("index", {"index": config}, inputs, write)
+
+    # Ranking --------------------------------------------------------------
+
+    @property
+    def has_ranking(self) -> bool:
+        return self.data.schema.has("impressions")
+
+    def ranking_model(self) -> Artifact:
+        """Trains ranking."""
+        return self._trained("ranking", self.data.ranking_examples())
+
+    # Export ---------------------------------------------------------------
+
+    def export(self) -> Artifact:
+        """Writes the SavedModels."""
+        models = {"retrieval_model": self.retrieval_model()}
+        if self.has_ranking:
+            models["ranking_model"] = self.ranking_model()
+        inputs = {name: m.fingerprint() for name, m in models.items()} | {
+            "transform": self.data.transform().fingerprint(),
+            "videos": self.data.events.fingerprint("videos-"),
+        }
+
+        def write(writer: ArtifactWriter) -> None:
+            from models import serving
+
+            serving.export_retrieval(
+                RetrievalModel.load(models["retrieval_model"].path),
+                self.data.transform_graph,
+                self.raw_inputs,
+                self.data.vocabularies().file("video.txt"),
+                writer.file(serving.RETRIEVAL),
+                1,
+                top_k=self.run.config.serving.candidates,
+            )
+            if self.has_ranking:
+                serving.export_ranking(
+                    RankingModel.load(models["ranking_model"].path),
+                    self.data.transform_graph,
+                    self.raw_inputs,
+                    self._lagged_table(),
+                    writer.file(serving.RANKING),
+                    1,
+                )
+
+        sections = {"serving": self.run.config.serving}
+        return self.run.stage("export", sections, inputs, write)
+
+    def _lagged_table(self) -> Any:
+        from models.lagged_table import LaggedTable
+
+        if not self.run.config.ranking_examples.lagged_statistics:
+            return None
+        statistics = _read_table(
+            [self.data.ranking_examples().file("statistics.parquet")]
+        )
+        videos = _read_table(self.data.entity_files("videos"))
+        return LaggedTable.build(statistics, videos)
+
+    # Evaluation -----------------------------------------------------------
+
+    def evaluation(self) -> Artifact:
+        """Reads the test, once, beside the baselines."""
+        inputs = {
+            "retrieval_model": self.retrieval_model().fingerprint(),
+            "retrieval_holdout": self.data.retrieval_holdout().fingerprint(),
+            "train_watches": self.data.split().fingerprint("train/watches-"),
+        }
+        if self.has_ranking:
+            inputs |= {
+                "ranking_model": self.ranking_model().fingerprint(),
+                "ranking_holdout": self.data.ranking_holdout().fingerprint(),
+            }
+
+        def write(writer: ArtifactWriter) -> None:
+            writer.metrics |= self._retrieval_metrics()
+            if self.has_ranking:
+                writer.metrics |= self._ranking_metrics()
+
+        config = self.run.config
+        sections: dict[str, BaseModel | str | None]
+        sections = {"evaluation": config.evaluation}
+        if config.evaluation.full_softmax_oracle:
+            sections["retrieval"] = config.retrieval
+        if config.evaluation.click_model:
+            sections["ranking"] = config.ranking
+        return self.run.stage("evaluation", sections, inputs, write)
+
+    def _retrieval_metrics(self) -> dict[str, float]:
+        top_k = self.run.config.evaluation.top_k
+        vocabularies = self.data.vocabularies()
+        vocabulary = Vocabulary.read(
+            vocabularies.file("video.txt"),
+            vocabularies.file("video.counts.txt"),
+        )
+        scorers = {
+            f"baselines.{name}.": scorer
+            for name, scorer in baselines(
+                self.data.split().files("train/watches-"),
+                vocabulary,
+                vocabulary.counts,
+                train_end_us=self.data.bounds.train_end_us,
+                recent_days=self.run.config.evaluation.recent_days,
+            ).items()
+        }
+        trained = RetrievalModel.load(self.retrieval_model().path)
+        scorers["retrieval."] = ModelScorer(trained)
+        if self.run.config.evaluation.full_softmax_oracle:
+            scorers["baselines.full_softmax."] = ModelScorer(
+                self._trainer.train(
+                    "retrieval", self.data.retrieval_examples(), "full_softmax"
+                ).model
+            )
+        holdout = self.data.retrieval_holdout()
+        metrics: dict[str, float] = {}
+        for prefix, scorer in scorers.items():
+            say(f"  measuring {prefix.rstrip('.')}")
+            batches = self._trainer.retrieval_batches(holdout, "test")
+            metrics |= retrieval_evaluation.evaluate(
+                scorer, batches, top_k, prefix
+            )
+        return metrics
+
+    def _ranking_metrics(self) -> dict[str, float]:
+        model = RankingModel.load(self.ranking_model().path)
+        holdout = self.data.ranking_holdout()
+        metrics = self._trainer.evaluate_ranking(model, holdout, "test")
+        if self.run.config.evaluation.click_model:
+            clicks = self._trainer.train(
+                "ranking", self.data.ranking_examples(), "click_model"
+            ).model
+            beside = self._trainer.evaluate_ranking(clicks, holdout, "test")
+            metrics |= {
+                f"baselines.click_model.{k}": v for k, v in beside.items()
+            }
+        return metrics
+
+    # Training -------------------------------------------------------------
+
+    @property
+    def raw_inputs(self) -> tuple[RawInput, ...]:
+        config = self.run.config
+        return raw_inputs(
+            self.data.schema, config.retrieval_examples, config.ranking_examples
+        )
+
+    def _trained(self, which: Model, examples: Artifact) -> Artifact:
+        section = getattr(self.run.config, which)
+        inputs = {
+            examples.stage: examples.fingerprint("train-", "valid-"),
+            "vocabularies": self.data.vocabularies().fingerprint(),
+        }
+        name = f"{which}_model"
+        sections: Sections = {which: section}
+
+        def write(writer: ArtifactWriter) -> None:
+            result = self._trainer.train(which, examples)
+            result.model.save(writer.path)
+            writer.counts["best_epoch"] = result.best_epoch
+            history = json.dumps(result.history, indent=1)
+            with FileSystems.create(writer.file("history.json")) as stream:
+                stream.write(history.encode())
+
+        several = self.workers.num_workers > 1 and "TF_CONFIG" not in os.environ
+        if not current_task().is_chief:
+            # The chief alone writes; the others compute with it.
+            if self.run.find(name, sections, inputs) is None:
+                self._trainer.train(which, examples)
+            sys.exit(0)
+        if several and self.run.find(name, sections, inputs) is None:
+            self._launch(which)
+            return self.run.building().stage(name, sections, inputs, write)
+        return self.run.stage(name, sections, inputs, write)
+
+    def _launch(self, which: Model) -> None:
+        """Runs this very training as a cluster of local processes."""
+        command = [sys.executable, "-m", "pipeline.cli", "train", which]
+        options = ["--workdir", self.run.workdir]
+        self.run.save_config()
+        say(f"Starting {self.workers.num_workers} local workers.")
+        code = launch_local_workers(
+            self.workers.num_workers, [*command, *options]
+        )
+        if code:
+            sys.exit(code)
+
+
+def _read_table(files: Sequence[str]) -> pa.Table:
+    tables = []
+    for path in files:
+        with FileSystems.open(path) as stream:
+            tables.append(pq.read_table(stream))
+    return pa.concat_tables(tables)

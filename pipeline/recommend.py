@@ -1,0 +1,272 @@
+"""A user's ranked list, by the exported SavedModels.
+
+In: the log's events (for the request of one of its users) and the two
+SavedModels. Out: rows to read. Only the SavedModels' signatures are used, so
+this is also what a client of a server would do: retrieve, then rank.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.events import read_row_group, row_groups
+from beam_jobs.histories import raw_request
+from beam_jobs.user_shards import build_shard, split_batch
+from models.keras_setup import tf
+from pipeline import console
+from schemas.artifacts import join
+from schemas.errors import ArtifactError, InputError
+from schemas.events import TIMED_TABLES, EventSchema
+from schemas.requests import RawInput
+
+_SUGGESTED = 5
+_EXPECTED_WATCH_TIME = "expected_watch_time_s"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """One row of a ranked list.
+
+    Attributes:
+      video_id: of the video.
+      title: None where the log has no titles.
+      channel_id: None where the video has none.
+      score: what the rows are ordered by, falling.
+      predictions: the ranking model's outputs by name, without the score;
+        empty without a ranking model.
+      retrieval_rank: place among the retrieved candidates, from 1.
+      retrieval_score: u.v + b.
+      why: what the user's recent watches share with the video.
+    """
+
+    video_id: str
+    title: str | None
+    channel_id: str | None
+    score: float
+    predictions: Mapping[str, float]
+    retrieval_rank: int
+    retrieval_score: float
+    why: str
+
+    @property
+    def expected_watch_time_s(self) -> float | None:
+        """Seconds; None where no model predicts it."""
+        return self.predictions.get(_EXPECTED_WATCH_TIME)
+
+
+def recommend(
+    retrieval: str,
+    ranking: str | None,
+    request: Mapping[str, np.ndarray],
+    videos: pa.Table,
+    top_k: int,
+) -> list[Recommendation]:
+    """Retrieves candidates and ranks them.
+
+    Args:
+      retrieval: folder of the retrieval SavedModel's version.
+      ranking: folder of the ranking one's; None keeps the retrieval's order
+        (a log without impressions).
+      request: one raw request, arrays [1, ...]; candidates are filled in.
+      videos: the videos table, for titles, channels and topics.
+      top_k: how many rows.
+
+    Returns:
+      At most `top_k` rows by falling score, ties in the retrieval's order.
+    """
+    retrieved = _call(retrieval, request)
+    ids = retrieved["video_ids"][0]
+    found = ids != b""
+    ids, retrieval_scores = ids[found], retrieved["scores"][0][found]
+    predictions: dict[str, np.ndarray] = {}
+    scores = retrieval_scores
+    if ranking is not None and len(ids):
+        answer = _call(ranking, {**request, "candidate_video_id": ids[None]})
+        predictions = {name: values[0] for name, values in answer.items()}
+        scores = predictions.pop("score")
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    about = _Videos(videos, request["watch_history_video_id"][0], ids)
+    return [
+        Recommendation(
+            video_id=ids[i].decode(),
+            title=about.text("title", ids[i].decode()),
+            channel_id=about.text("channel_id", ids[i].decode()),
+            score=float(scores[i]),
+            predictions={n: float(p[i]) for n, p in predictions.items()},
+            retrieval_rank=int(i) + 1,
+            retrieval_score=float(retrieval_scores[i]),
+            why=about.why(ids[i].decode()),
+        )
+        for i in best
+    ]
+
+
+def newest_version(folder: str) -> str:
+    """The highest version below a SavedModel's folder, as a server picks it.
+
+    Raises:
+      ArtifactError: there is none.
+    """
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.exists(folder) else []
+    versions = [int(n.strip("/")) for n in names if n.strip("/").isdecimal()]
+    if not versions:
+        raise ArtifactError(
+            f"{folder} has no version of a SavedModel; run `watchnext export`."
+        )
+    return join(folder, str(max(versions)))
+
+
+def request_of_user(
+    user_id: str,
+    files: Mapping[str, Sequence[str]],
+    schema: EventSchema,
+    inputs: Sequence[RawInput],
+) -> dict[str, np.ndarray]:
+    """Builds the request that a user would make right after the log's end.
+
+    The surface is that of the user's last impression; what a log cannot tell
+    of a future request (the video being watched, candidates) is absent.
+
+    Args:
+      user_id: of the log.
+      files: event table -> Parquet files, of all parts of the split.
+      schema: what the log has.
+      inputs: of the request.
+
+    Returns:
+      name -> [1, ...] for every input.
+
+    Raises:
+      InputError: the log does not have the user; names some it has.
+    """
+    tables = {t: schema.arrow(t) for t in files if t != "videos"}
+    own: dict[str, pa.Table] = {}
+    end_us, others = 0, set[str]()
+    for table, columns in tables.items():
+        pieces = [columns.empty_table()]
+        for rows in _row_groups(files[table], columns):
+            ids = rows.column("user_id")
+            pieces.append(rows.filter(pc.equal(ids, user_id)))
+            if table in TIMED_TABLES:
+                last = pc.max(rows.column("event_time_us")).as_py()
+                end_us = max(end_us, last)
+            if len(others) < _SUGGESTED:
+                others |= set(pc.unique(ids).to_pylist()[:_SUGGESTED])
+        own[table] = pa.concat_tables(pieces)
+    if not any(rows.num_rows for rows in own.values()):
+        raise InputError(
+            f"The log has no user {user_id!r}; it has "
+            f"{', '.join(sorted(others)[:_SUGGESTED])} and others."
+        )
+    pieces_of_shard = [
+        piece
+        for table, rows in own.items()
+        for _, piece in split_batch(
+            rows, table=table, part="all", num_shards=1, cap=rows.num_rows + 1
+        )
+    ]
+    most = max(rows.num_rows for rows in own.values())
+    shard = build_shard((0, pieces_of_shard), schemas=tables, cap=most)
+    # Strictly before the request: the log's last event is part of it.
+    time_us = np.array([end_us + 1], np.int64)
+    filled = raw_request(shard, np.zeros(1, np.int64), time_us, inputs)
+    request = {
+        i.name: np.full((1, *i.shape), i.absent, i.numpy_dtype) for i in inputs
+    } | filled
+    impressions = own.get("impressions")
+    if "surface" in request and impressions is not None and len(impressions):
+        newest = impressions.sort_by([("event_time_us", "descending")])
+        request["surface"][0] = newest["surface"][0].as_py().encode()
+    return request
+
+
+def print_table(rows: Sequence[Recommendation]) -> None:
+    """Prints a ranked list."""
+    if not rows:
+        console.say("Nothing to recommend: every known video was watched.")
+        return
+    names = list(rows[0].predictions)
+    console.print_table(
+        "Recommended",
+        ["video", "channel", "score", *names, "retrieved", "why"],
+        [
+            [
+                f"{place:2d}  {row.title or row.video_id}",
+                row.channel_id or "-",
+                console.number(row.score),
+                *(console.number(row.predictions[n]) for n in names),
+                f"{row.retrieval_rank} ({row.retrieval_score:.3f})",
+                row.why,
+            ]
+            for place, row in enumerate(rows, start=1)
+        ],
+    )
+
+
+class _Videos:
+    """What the videos table says of the candidates and the recent watches."""
+
+    def __init__(
+        self, videos: pa.Table, watched: np.ndarray, candidates: np.ndarray
+    ) -> None:
+        self._watched = [v.decode() for v in watched if v]
+        wanted = {*self._watched, *(v.decode() for v in candidates)}
+        ids = pa.array(sorted(wanted), pa.string())
+        rows = videos.filter(pc.is_in(videos.column("video_id"), ids))
+        self._rows = {r["video_id"]: r for r in rows.to_pylist()}
+        self._channels = Counter(
+            self.text("channel_id", v) for v in self._watched
+        )
+        self._topics = Counter(
+            t for v in self._watched for t in set(self._topics_of(v))
+        )
+
+    def text(self, column: str, video_id: str) -> str | None:
+        value = self._rows.get(video_id, {}).get(column)
+        return None if value is None else str(value)
+
+    def why(self, video_id: str) -> str:
+        """The channel if it was watched, else the topic watched most."""
+        of = f"of the last {len(self._watched)} watches"
+        channel = self.text("channel_id", video_id)
+        if channel is not None and self._channels[channel]:
+            return f"{self._channels[channel]} {of}: channel {channel}"
+        topics = [t for t in self._topics_of(video_id) if self._topics[t]]
+        if topics:
+            # Equal counts: the video's own order of topics decides.
+            most = max(topics, key=lambda t: self._topics[t])
+            return f"{self._topics[most]} {of}: topic {most}"
+        return "similar users" if self._watched else "no watches yet"
+
+    def _topics_of(self, video_id: str) -> Sequence[str]:
+        return self._rows.get(video_id, {}).get("topics") or ()
+
+
+def _call(
+    folder: str, request: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Answers a request by a SavedModel's default signature."""
+    signature: Any = tf.saved_model.load(folder).signatures["serving_default"]
+    specs = signature.structured_input_signature[1]
+    missing = sorted(set(specs) - set(request))
+    if missing:
+        raise ArtifactError(
+            f"The SavedModel {folder} wants {', '.join(missing)}, which the "
+            "request does not have: it was exported for another log or "
+            "configuration. Run `watchnext export` again."
+        )
+    answer = signature(
+        **{n: tf.constant(request[n], spec.dtype) for n, spec in specs.items()}
+    )
+    return {name: values.numpy() for name, values in answer.items()}
+
+
+def _row_groups(paths: Sequence[str], columns: pa.Schema) -> Iterator[pa.Table]:
+    for path in sorted(paths):
+        for place in row_groups(path):
+            yield read_row_group(place, columns)

@@ -1,0 +1,352 @@
+"""The data stages: events, split, vocabularies, transform graph, examples.
+
+Wiring only: which part of which input each stage reads, and hence what its
+fingerprint follows from. Training stages never read the test part.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import yaml
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_jobs.runners import pipeline_options
+from beam_jobs.watch_rows import PartName
+from pipeline.config import load_mapping_file
+from pipeline.console import say
+from pipeline.run import Run, Sections
+from schemas.artifacts import Artifact, ArtifactWriter, digest
+from schemas.errors import InputError, UsageError
+from schemas.events import ENTITY_KEYS, TIMED_TABLES, EventSchema
+from schemas.features import FeatureSet, feature_set
+from schemas.split import BOUNDS_FILE, SplitBounds
+
+# Both decide on the features, whatever the stage writes.
+_EXAMPLES = ("retrieval_examples", "ranking_examples")
+PREPARED = (
+    "split",
+    "vocabularies",
+    "transform",
+    "retrieval_examples",
+    "retrieval_holdout",
+    "ranking_examples",
+    "ranking_holdout",
+)
+
+
+def simulate(run: Run) -> Artifact:
+    """Simulates a platform's logs and writes them as events."""
+
+    def write(writer: ArtifactWriter) -> None:
+        from beam_jobs.event_files import write_simulated
+        from beam_jobs.sources.simulated import simulate as play
+
+        logs = play(run.config.simulator, run.config.seed)
+        writer.counts |= write_simulated(
+            logs.tables, logs.truth, writer.path, run.config.beam.num_shards
+        )
+
+    sections: Sections = {
+        "simulator": run.config.simulator,
+        "beam": run.config.beam,
+    }
+    return run.building("events").stage("events", sections, {}, write)
+
+
+def ingest(
+    run: Run, mapping: str | None = None, input_dir: str | None = None
+) -> Artifact:
+    """Maps outside logs to events.
+
+    Args:
+      run: the run.
+      mapping: a file or a shipped name; default is the configuration's.
+      input_dir: folder of the logs, in place of the mapping's root.
+    """
+    from beam_jobs.sources.mapping import load_mapping
+
+    name = mapping or run.config.source.mapping
+    if name is None:
+        raise UsageError("ingest needs --mapping FILE or source.mapping.")
+    found = load_mapping_file(name, input_dir)
+    loaded = load_mapping(found.content)
+
+    def write(writer: ArtifactWriter) -> None:
+        from beam_jobs.sources import mapped
+
+        writer.counts |= mapped.run(
+            loaded,
+            found.root,
+            writer.path,
+            run.config.beam.num_shards,
+            run.config.beam.max_bad_share,
+            pipeline_options(run.beam_flags),
+        )
+
+    sections: Sections = {
+        "mapping": yaml.safe_dump(found.content, sort_keys=True),
+        "beam": run.config.beam,
+    }
+    inputs = {"logs": _listing(found.root)}
+    return run.building("events").stage("events", sections, inputs, write)
+
+
+def prepare(run: Run) -> None:
+    """Builds whatever of the data stages is not there yet."""
+    data = DataStages(run.building(*PREPARED))
+    data.retrieval_examples()
+    data.retrieval_holdout()
+    if data.schema.has("impressions"):
+        data.ranking_examples()
+        data.ranking_holdout()
+    else:
+        say("The log has no impressions: no ranking examples.")
+
+
+class DataStages:
+    """The data stages of a run, each found or, if allowed, built."""
+
+    def __init__(self, run: Run, events: Artifact | None = None) -> None:
+        self.run = run
+        self.events = events or run.store.latest("events", "simulate")
+        with FileSystems.open(self.events.file("schema.json")) as stream:
+            self.schema = EventSchema.from_json(stream.read().decode())
+        self._found: dict[str, Artifact] = {}
+
+    @property
+    def features(self) -> FeatureSet:
+        config = self.run.config
+        return feature_set(
+            self.schema, config.retrieval_examples, config.ranking_examples
+        )
+
+    @property
+    def bounds(self) -> SplitBounds:
+        return SplitBounds.read(self.split().file(BOUNDS_FILE))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Vocabulary size per ID space."""
+        counts = self.vocabularies().counts
+        return {
+            key.removesuffix("_terms"): value
+            for key, value in counts.items()
+            if key.endswith("_terms")
+        }
+
+    def entity_files(self, table: str) -> list[str]:
+        """Files of `users` or `videos`; empty if the log has none."""
+        return self.events.files(f"{table}-") if self.schema.has(table) else []
+
+    def split(self) -> Artifact:
+        """Divides the events into training, validation and test."""
+        tables = [t for t in TIMED_TABLES if self.schema.has(t)]
+
+        def write(writer: ArtifactWriter) -> None:
+            from beam_jobs import split
+
+            writer.counts |= split.run(
+                {t: self.events.files(f"{t}-") for t in tables},
+                self.schema,
+                self.run.config.split,
+                self.run.config.beam.num_shards,
+                writer.path,
+                self._options(),
+            )
+
+        prefixes = ["schema.json", *(f"{t}-" for t in tables)]
+        inputs = {"events": self.events.fingerprint(*prefixes)}
+        return self._stage("split", ["split", "beam"], inputs, write)
+
+    def vocabularies(self) -> Artifact:
+        """Counts the terms of each ID space on the training part."""
+
+        def write(writer: ArtifactWriter) -> None:
+            from beam_jobs import vocabularies
+
+            writer.counts |= vocabularies.run(
+                self._part("train"),
+                self.entity_files("users"),
+                self.entity_files("videos"),
+                self.bounds,
+                self.schema,
+                self.features,
+                self.run.config.vocabularies,
+                self.run.config.beam,
+                writer.path,
+                self._options(),
+            )
+
+        sections = ["vocabularies", "beam", *_EXAMPLES]
+        return self._stage(
+            "vocabularies", sections, self._inputs("train"), write
+        )
+
+    def transform(self) -> Artifact:
+        """Fits the transform graph on the training part."""
+        config = self.run.config
+
+        def write(writer: ArtifactWriter) -> None:
+            from beam_jobs import transform
+
+            files = self._part("train") | {
+                t: self.entity_files(t) for t in ENTITY_KEYS
+            }
+            writer.counts |= transform.run(
+                files=files,
+                vocabulary_folder=self.vocabularies().path,
+                output=writer.path,
+                schema=self.schema,
+                retrieval=config.retrieval_examples,
+                ranking=config.ranking_examples,
+                normalization=config.normalization,
+                shards=config.beam,
+                seed=config.seed,
+                utc_offset_hours=config.split.utc_offset_hours,
+                options=self._options(),
+            )
+
+        inputs = self._inputs("train") | {
+            "vocabularies": self.vocabularies().fingerprint()
+        }
+        sections = ["normalization", "beam", *_EXAMPLES]
+        return self._stage("transform", sections, inputs, write)
+
+    def retrieval_examples(self) -> Artifact:
+        """Writes next-watch examples and validation cases."""
+        return self._retrieval("retrieval_examples", ("train", "valid"))
+
+    def retrieval_holdout(self) -> Artifact:
+        """Writes the test cases."""
+        return self._retrieval("retrieval_holdout", ("test",))
+
+    def ranking_examples(self) -> Artifact:
+        """Writes the requests of training and validation."""
+        return self._ranking("ranking_examples", ("train", "valid"))
+
+    def ranking_holdout(self) -> Artifact:
+        """Writes the requests of the test."""
+        return self._ranking("ranking_holdout", ("test",))
+
+    @property
+    def transform_graph(self) -> str:
+        """Folder of the transform graph."""
+        return str(FileSystems.join(self.transform().path, "transform_fn"))
+
+    def _retrieval(self, stage: str, parts: Sequence[PartName]) -> Artifact:
+        read = _context_of(parts)
+
+        def write(writer: ArtifactWriter) -> None:
+            from beam_jobs import retrieval_examples
+
+            config = self.run.config
+            writer.counts |= retrieval_examples.run(
+                {part: self._part(part) for part in read},
+                self.entity_files("users"),
+                self.bounds,
+                self.vocabularies().path,
+                self.transform_graph,
+                self.schema,
+                config.retrieval_examples,
+                config.ranking_examples,
+                config.beam,
+                config.seed,
+                writer.path,
+                self._options(),
+                parts,
+            )
+
+        return self._stage(
+            stage, ["beam", *_EXAMPLES], self._example_inputs(read), write
+        )
+
+    def _ranking(self, stage: str, parts: Sequence[PartName]) -> Artifact:
+        read = _context_of(parts)
+
+        def write(writer: ArtifactWriter) -> None:
+            from beam_jobs import ranking_examples
+
+            config = self.run.config
+            by_part = {part: self._part(part) for part in read}
+            writer.counts |= ranking_examples.run(
+                files={
+                    table: {part: by_part[part][table] for part in read}
+                    for table in by_part["train"]
+                },
+                users=self.entity_files("users"),
+                videos=self.entity_files("videos"),
+                transform_path=self.transform_graph,
+                output=writer.path,
+                parts=parts,
+                schema=self.schema,
+                retrieval=config.retrieval_examples,
+                ranking=config.ranking_examples,
+                shards=config.beam,
+                utc_offset_hours=config.split.utc_offset_hours,
+                options=self._options(),
+            )
+
+        return self._stage(
+            stage, ["beam", *_EXAMPLES], self._example_inputs(read), write
+        )
+
+    def _stage(
+        self,
+        name: str,
+        sections: Sequence[str],
+        inputs: Mapping[str, str],
+        write: Callable[[ArtifactWriter], None],
+    ) -> Artifact:
+        if name not in self._found:
+            chosen = {s: getattr(self.run.config, s) for s in sections}
+            self._found[name] = self.run.stage(name, chosen, inputs, write)
+        return self._found[name]
+
+    def _part(self, part: str) -> dict[str, list[str]]:
+        """Timed table -> files of one part of the split."""
+        return {
+            table: self.split().files(f"{part}/{table}-")
+            for table in TIMED_TABLES
+            if self.schema.has(table)
+        }
+
+    def _inputs(self, *parts: str) -> dict[str, str]:
+        entities = [f"{t}-" for t in ENTITY_KEYS if self.schema.has(t)]
+        prefixes = [BOUNDS_FILE, *(f"{part}/" for part in parts)]
+        return {
+            "events": self.events.fingerprint("schema.json", *entities),
+            "split": self.split().fingerprint(*prefixes),
+        }
+
+    def _example_inputs(self, parts: Sequence[str]) -> dict[str, str]:
+        return self._inputs(*parts) | {
+            "vocabularies": self.vocabularies().fingerprint(),
+            "transform": self.transform().fingerprint(),
+        }
+
+    def _options(self) -> PipelineOptions:
+        return pipeline_options(self.run.beam_flags)
+
+
+def _context_of(parts: Sequence[PartName]) -> tuple[PartName, ...]:
+    """The parts that examples of these parts may look back to."""
+    return ("train", "valid", "test") if "test" in parts else ("train", "valid")
+
+
+def _listing(root: str) -> str:
+    """Fingerprint of a folder's file names, sizes and times of change.
+
+    Hashing the content would read outside logs twice.
+    """
+    pattern = FileSystems.join(root, "**")
+    found = FileSystems.match([pattern])[0].metadata_list
+    if not found:
+        raise InputError(
+            f"{root} has no files; give the folder of the logs with "
+            "--input DIR."
+        )
+    return digest(
+        sorted(
+            [f.path, f.size_in_bytes, f.last_updated_in_seconds] for f in found
+        )
+    )

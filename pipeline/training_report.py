@@ -1,0 +1,95 @@
+"""How far a training is: progress for people, scalars for TensorBoard."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from models.keras_setup import tf
+
+_PLAIN_LINE_EVERY_S = 10.0
+
+
+class TrainingReport:
+    """Shows a run: a line that moves on a terminal, plain lines elsewhere.
+
+    Scalars go to the default `tf.summary` writer, if there is one.
+
+    Args:
+      epochs: of the whole run.
+      batch_size: global, for the examples per second.
+      shown: whether anything is shown at all.
+    """
+
+    def __init__(self, epochs: int, batch_size: int, shown: bool) -> None:
+        self._epochs, self._batch_size, self._shown = epochs, batch_size, shown
+        self._line: Progress | None = None
+        self._since, self._since_step = time.monotonic(), -1
+        self._told = self._since
+
+    def __enter__(self) -> "TrainingReport":
+        if self._shown and sys.stderr.isatty():
+            columns = (SpinnerColumn(), TextColumn("{task.description}"))
+            self._line = Progress(*columns, transient=True)
+            self._line.add_task("starting")
+            self._line.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line is not None:
+            self._line.stop()
+
+    def steps(
+        self,
+        epoch: int,
+        step: int,
+        loss: float,
+        metrics: Mapping[str, tf.Tensor],
+    ) -> None:
+        """Tells of the steps since the last call."""
+        _scalar("train/loss", loss, step=step)
+        for name, value in metrics.items():
+            _scalar(f"train/{name}", value, step=step)
+        now = time.monotonic()
+        if self._since_step < 0:  # The first steps hold the compilation.
+            self._since, self._since_step = now, step
+            return
+        steps = step - self._since_step
+        speed = steps * self._batch_size / max(now - self._since, 1e-9)
+        text = (
+            f"epoch {epoch}/{self._epochs}  step {step:,}"
+            f"  loss {loss:.4f}  {speed:,.0f} examples/s"
+        )
+        _scalar("train/examples_per_s", speed, step=step)
+        if self._line is not None:
+            self._line.update(self._line.task_ids[0], description=text)
+        elif self._shown and now - self._told >= _PLAIN_LINE_EVERY_S:
+            print(text, file=sys.stderr, flush=True)
+            self._told = now
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Tells of an epoch's end."""
+        for name, value in values.items():
+            _scalar(f"epoch/{name}", value, step=epoch)
+        self._since_step = -1  # The evaluation's time is not the steps'.
+        text = "  ".join(
+            f"{name} {value:.4f}" for name, value in values.items()
+        )
+        text = f"epoch {epoch}/{self._epochs} done  {text}"
+        if self._line is not None:
+            self._line.console.print(text)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _scalar(name: str, value: Any, step: int) -> None:
+    """Writes a scalar as TensorBoard reads it, without needing TensorBoard.
+
+    `tf.summary.scalar` is only there where that package is installed.
+    """
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data={"plugin_name": "scalars"}, data_class=1
+    )
+    tf.summary.write(name, tf.cast(value, tf.float32), step, metadata)
