@@ -1,0 +1,95 @@
+"""The saved transform graph, applied to raw requests outside a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+
+_CHUNK = 1024
+
+
+class TransformGraph:
+    """From raw requests to features, by the graph that `transform.run` wrote.
+
+    Pickles as its arguments alone, so a DoFn may hold one: the graph is
+    loaded at the first call of each process.
+
+    Args:
+      path: the folder `transform_fn`.
+      outputs: names of the features wanted; None gives all that the inputs of
+        the call allow (query features from a retrieval request).
+    """
+
+    def __init__(self, path: str, outputs: Sequence[str] | None = None) -> None:
+        self.path = path
+        self.outputs = None if outputs is None else tuple(outputs)
+        self._layer: Any = None
+        self._functions: dict[tuple[str, ...], Any] = {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TransformGraph, (self.path, self.outputs)
+
+    def __call__(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Transforms rows of raw requests.
+
+        Args:
+          raw: arrays of `schemas.requests.raw_inputs`, [n, ...] each; the
+            ranking inputs may be left out.
+
+        Returns:
+          Features of `schemas.features` [n, ...]: ids int64 (0 out of
+          vocabulary, bags padded by -1), continuous float32 [..., 4].
+
+        Raises:
+          ValueError: a wanted output needs an input that is not given.
+        """
+        names = tuple(sorted(raw))
+        function = self._functions.get(names) or self._trace(names, raw)
+        count = len(raw[names[0]])
+        chunks = [
+            function(
+                {n: tf.convert_to_tensor(raw[n][s : s + _CHUNK]) for n in names}
+            )
+            for s in range(0, max(count, 1), _CHUNK)
+        ]
+        return {
+            name: np.concatenate([chunk[name].numpy() for chunk in chunks])
+            for name in chunks[0]
+        }
+
+    def _trace(
+        self, names: tuple[str, ...], raw: Mapping[str, np.ndarray]
+    ) -> Any:
+        """Traces the graph once per set of inputs, for any number of rows."""
+        if self._layer is None:
+            output = tft.TFTransformOutput(self.path)
+            self._layer = output.transform_features_layer()
+
+        def apply(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            features = self._layer(inputs)
+            wanted = self.outputs or tuple(sorted(features))
+            missing = [name for name in wanted if name not in features]
+            if missing:
+                raise ValueError(
+                    f"The transform graph at {self.path} gives no "
+                    f"{', '.join(missing)} from the inputs "
+                    f"{', '.join(names)}; pass the ranking inputs too, or "
+                    "ask only for what these inputs determine."
+                )
+            return {name: features[name] for name in wanted}
+
+        signature = {
+            name: tf.TensorSpec(
+                (None, *raw[name].shape[1:]),
+                tf.string if raw[name].dtype == object else raw[name].dtype,
+                name,
+            )
+            for name in names
+        }
+        traced = tf.function(
+            apply, input_signature=[signature], autograph=False
+        )
+        self._functions[names] = traced.get_concrete_function()
+        return self._functions[names]
