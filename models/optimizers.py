@@ -1,0 +1,212 @@
+"""Optimisers whose step touches only the rows that occur in it.
+
+A step's cost depends on the batch, the bags, the dimension and the sampled
+negatives, never on the number of classes: no operation reads, writes or sends
+a whole table. Stock Adam moves every row of a table at every step (1.8 s at
+1M x 256); these rules move the rows of the gradient (the paper's corpus has
+millions of classes).
+
+Both are `keras.optimizers.Optimizer`s, so distribution strategies, checkpoint
+and learning rate work as usual. A gradient is a `tf.IndexedSlices`; its
+duplicate rows are added before anything else, on each worker before they are
+sent and again after they are gathered: merged rows make scattering
+deterministic and the traffic small. A dense gradient (a full softmax, for
+comparison) is taken as one of all rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from models.embeddings import local_component
+from models.keras_setup import keras, tf
+
+
+def table_optimizer(
+    name: Literal["rowwise_adagrad", "lazy_adam"], learning_rate: float
+) -> "RowOptimizer":
+    """Returns the optimiser that the configuration names.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name == "rowwise_adagrad":
+        return RowwiseAdagrad(learning_rate)
+    if name == "lazy_adam":
+        return LazyAdam(learning_rate)
+    raise ValueError(
+        "`table_optimizer` must be 'rowwise_adagrad' or 'lazy_adam', "
+        f"received {name!r}."
+    )
+
+
+def merge_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Adds the rows that have the same index, in their order.
+
+    Args:
+      gradient: values [n, ...], indices [n].
+
+    Returns:
+      The same gradient with distinct indices, in order of first occurrence.
+    """
+    distinct, position = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(
+        gradient.values, position, tf.size(distinct)
+    )
+    return tf.IndexedSlices(values, distinct, gradient.dense_shape)
+
+
+class RowOptimizer(keras.optimizers.Optimizer):
+    """Base of the row rules: merges rows, then updates row by row."""
+
+    def __init__(self, learning_rate: float, name: str) -> None:
+        # weight_decay=0, the default, would still read the whole table.
+        super().__init__(name=name, weight_decay=None, jit_compile=False)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+
+    def aggregate_gradients(self, grads_and_vars: Any) -> Any:
+        """Sums gradients over the replicas; only merged rows are sent."""
+        return super().aggregate_gradients(
+            [(_as_rows(g), v) for g, v in grads_and_vars]
+        )
+
+    def _deduplicate_sparse_grad(self, grads: Sequence[Any]) -> list[Any]:
+        # One replica's rows are merged already; gathered ones are not.
+        if self._distribution_strategy.num_replicas_in_sync == 1:
+            return list(grads)
+        return [merge_rows(g) for g in grads]
+
+    def _slots(self, per_variable: list[tf.Variable], variable: Any) -> Any:
+        """This replica's copy of an optimiser variable of a table."""
+        index = self._index_dict[self._var_key(variable)]
+        return local_component(per_variable[index])
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain values that rebuild the optimiser."""
+        rate = self._serialize_hyperparameter(self._learning_rate)
+        return {**super().get_config(), "learning_rate": rate}
+
+
+class RowwiseAdagrad(RowOptimizer):
+    """Adagrad with one accumulator per row.
+
+    a[r] += mean_d(g[r, d]^2);  w[r] -= learning_rate g[r] / (sqrt(a[r]) + eps)
+
+    One float of state per row instead of one per weight.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.05,
+        epsilon: float = 1e-8,
+        name: str = "RowwiseAdagrad",
+    ) -> None:
+        super().__init__(learning_rate, name)
+        self.epsilon = epsilon
+
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
+        """Creates the accumulators, float32 [rows] each."""
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        self._accumulators = [
+            self.add_variable_from_reference(v, "accumulator", v.shape[:1])
+            for v in var_list
+        ]
+        self._built = True
+
+    def update_step(
+        self, gradient: tf.IndexedSlices, variable: tf.Variable
+    ) -> None:
+        """Updates the gradient's rows of one table."""
+        rows, values = gradient.indices, gradient.values
+        accumulator = self._slots(self._accumulators, variable)
+        total = tf.gather(accumulator, rows) + _row_mean(values**2)
+        accumulator.scatter_update(tf.IndexedSlices(total, rows))
+        scale = self.learning_rate / (tf.sqrt(total) + self.epsilon)
+        change = _per_row(scale, values) * values
+        variable.scatter_sub(tf.IndexedSlices(change, rows))
+
+
+class LazyAdam(RowOptimizer):
+    """Adam in each row's own time.
+
+    A row's moments, and the number t[r] of updates that corrects their bias,
+    advance only in steps whose gradient has the row. So each row sees plain
+    Adam on the sequence of its own gradients; a row seen first at step 10,000
+    is corrected like one seen first at step 1. (Correcting by the global step
+    would make that row's first move three times too large: m / sqrt(v) =
+    0.1 g / sqrt(0.001 g^2) = 3.2.)
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        name: str = "LazyAdam",
+    ) -> None:
+        super().__init__(learning_rate, name)
+        self.beta_1, self.beta_2 = beta_1, beta_2
+        self.epsilon = epsilon
+
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
+        """Creates two moments [rows, D] and a count [rows] per table."""
+        super().build(var_list)
+        if getattr(self, "_built", False):
+            return
+        add = self.add_variable_from_reference
+        self._firsts = [add(v, "first_moment") for v in var_list]
+        self._seconds = [add(v, "second_moment") for v in var_list]
+        self._counts = [add(v, "updates", v.shape[:1]) for v in var_list]
+        self._built = True
+
+    def update_step(
+        self, gradient: tf.IndexedSlices, variable: tf.Variable
+    ) -> None:
+        """Updates the gradient's rows of one table."""
+        rows, values = gradient.indices, gradient.values
+        firsts = self._slots(self._firsts, variable)
+        seconds = self._slots(self._seconds, variable)
+        counts = self._slots(self._counts, variable)
+        count = tf.gather(counts, rows) + 1.0
+        first = tf.gather(firsts, rows)
+        first += (1.0 - self.beta_1) * (values - first)
+        second = tf.gather(seconds, rows)
+        second += (1.0 - self.beta_2) * (values**2 - second)
+        counts.scatter_update(tf.IndexedSlices(count, rows))
+        firsts.scatter_update(tf.IndexedSlices(first, rows))
+        seconds.scatter_update(tf.IndexedSlices(second, rows))
+        # lr m^ / (sqrt(v^) + eps), the corrections folded into one scalar a
+        # row as in Adam's paper, section 2.
+        root = tf.sqrt(_one_minus_power(self.beta_2, count))
+        unbias = root / _one_minus_power(self.beta_1, count)
+        scale = self.learning_rate * unbias
+        spread = tf.sqrt(second) + self.epsilon * _per_row(root, values)
+        change = _per_row(scale, values) * first / spread
+        variable.scatter_sub(tf.IndexedSlices(change, rows))
+
+
+def _as_rows(gradient: tf.Tensor | tf.IndexedSlices | None) -> Any:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return merge_rows(gradient)
+    shape = tf.shape(gradient, out_type=tf.int64)
+    return tf.IndexedSlices(gradient, tf.range(shape[0]), shape)
+
+
+def _one_minus_power(beta: float, count: tf.Tensor) -> tf.Tensor:
+    """1 - beta^count; written out, 1 - 0.999 has four digits in float32."""
+    return -tf.math.expm1(count * math.log(beta))
+
+
+def _row_mean(values: tf.Tensor) -> tf.Tensor:
+    """Mean over all axes but the first; [n] stays as it is."""
+    return tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
+
+
+def _per_row(scale: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Reshapes [n] so that it multiplies the rows of values [n, ...]."""
+    return tf.reshape(scale, [-1] + [1] * (values.shape.rank - 1))

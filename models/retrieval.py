@@ -1,0 +1,286 @@
+"""Candidate generation: who watches what next (paper, section 3).
+
+A query tower turns what is known of a user into u [D]; each video has an
+output embedding v [D] and a bias b, apart from the embeddings of the watch
+history. P(video) is the softmax of u.v + b over the corpus.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from models.embeddings import EmbeddingTables, initial_table, local_component
+from models.inputs import EXAMPLE_INDEX
+from models.keras_setup import tf, tfrs
+from models.sampling import Negatives, Sampler, sampled_softmax_loss
+from models.towers import Tower
+from schemas.config import RetrievalConfig
+from schemas.errors import ArtifactError
+from schemas.features import (
+    CONTINUOUS_WIDTH,
+    FIXED_SPACES,
+    Feature,
+    FeatureSet,
+    from_json,
+    to_json,
+)
+
+LABEL, WEIGHT, AGE = "label", "example_weight", "example_age"
+_DESCRIPTION, _WEIGHTS = "model.json", "weights"
+
+
+class RetrievalModel(tfrs.Model):
+    """The query tower and the candidates' embeddings.
+
+    Tower input, side by side: means over the last n watches for each n of
+    `recency_bags` (all from one table), the mean of the search tokens and of
+    other lists, categorical embeddings, continuous values (x~, x~^2, sqrt(x~),
+    is missing) and, if on, the example age.
+
+    Args:
+      features: as declared; those of scope `query` are used.
+      sizes: ID space -> vocabulary size V; fixed spaces need not be named.
+      config: the model's section.
+      seed: of initial weights, dropout and negatives.
+      example_age: whether training examples carry their age (section 3.3).
+
+    Raises:
+      ValueError: a space without a size, or no videos.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        sizes: Mapping[str, int],
+        config: RetrievalConfig,
+        seed: int,
+        *,
+        example_age: bool,
+    ) -> None:
+        super().__init__(name="retrieval")
+        self.features, self.config, self.seed = features, config, seed
+        self.example_age = example_age
+        self._query_features = features.select("query")
+        self._sizes = {**FIXED_SPACES, **sizes}
+        spaces = features.spaces("query")
+        unknown = sorted(set(spaces) - set(self._sizes))
+        if unknown or self._sizes.get("video", 0) < 1:
+            raise ValueError(
+                "Expected a vocabulary size of at least 1 for 'video' and one "
+                f"for each of {', '.join(spaces)}; received {dict(sizes)}."
+            )
+        self.embeddings = EmbeddingTables(
+            {s: (self._sizes[s], self._dim(s)) for s in spaces}, seed
+        )
+        self.query_tower = Tower(
+            sum(self._width(f) for f in self._query_features)
+            + int(example_age),
+            (*config.hidden_units, config.embedding_dim),
+            config.output_activation,
+            config.dropout,
+            seed,
+            name="query_tower",
+        )
+        videos = self._sizes["video"]
+        self.output_embeddings = initial_table(
+            videos, config.embedding_dim, seed, "output", scale=0.05
+        )
+        self.output_biases = tf.Variable(tf.zeros([videos + 1]), name="biases")
+        self.sampler = Sampler(
+            config.sampler, videos, config.num_negatives, seed
+        )
+
+    @property
+    def table_variables(self) -> tuple[tf.Variable, ...]:
+        """Variables whose rows are updated sparsely."""
+        own = (self.output_embeddings, self.output_biases)
+        return (*self.embeddings.table_variables, *own)
+
+    @property
+    def dense_variables(self) -> tuple[tf.Variable, ...]:
+        """Variables that every step updates as a whole."""
+        return tuple(self.query_tower.trainable_variables)
+
+    def query_embedding(
+        self,
+        features: Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        step: tf.Tensor | int = 0,
+    ) -> tf.Tensor:
+        """Returns u of each request.
+
+        Args:
+          features: the transform graph's query features by name, [B, ...],
+            and `example_age` float32 [B]; where that is absent, as in serving
+            and evaluation, it is 0, the end of the training window.
+          training: whether dropout is on.
+          step: int64 [], the training step.
+
+        Returns:
+          float32 [B, D].
+        """
+        parts = [self._part(f, features[f.name]) for f in self._query_features]
+        if self.example_age:
+            age = features.get(AGE)
+            if age is None:
+                age = tf.zeros(tf.shape(parts[0])[:1])
+            parts.append(age[:, None])
+        index = features.get(EXAMPLE_INDEX)
+        return self.query_tower(
+            tf.concat(parts, axis=1),
+            training=training,
+            step=step,
+            first_row=0 if index is None else index[0],
+        )
+
+    def candidates(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns all videos' output embeddings [V, D] and biases [V].
+
+        Row i belongs to id i + 1.
+        """
+        return self.output_embeddings[1:], self.output_biases[1:]
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        *,
+        training: bool = True,
+        step: tf.Tensor | int = 0,
+        global_batch_size: int,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the corrected sampled softmax loss of a worker's rows.
+
+        Args:
+          inputs: a training batch, [B, ...] per key.
+          training: whether dropout is on.
+          step: int64 [], names the negatives and the dropout.
+          global_batch_size: rows over all workers; the sum of all workers'
+            losses is the loss of the global batch.
+
+        Returns:
+          float32 [], the weighted sum over the rows / `global_batch_size`, and
+          no further metrics.
+        """
+        negatives = self.sampler.draw(step)
+        expected = self.sampler.log_expected(inputs[LABEL])
+        if not self.config.logq_correction:
+            zeros = tf.zeros_like(negatives.log_expected)
+            negatives = Negatives(negatives.ids, zeros)
+            expected = tf.zeros_like(expected)
+        losses = sampled_softmax_loss(
+            self.query_embedding(inputs, training=training, step=step),
+            inputs[LABEL],
+            negatives,
+            self._outputs,
+            expected,
+        )
+        total = tf.reduce_sum(inputs[WEIGHT] * losses)
+        return total / global_batch_size, {}
+
+    def full_softmax_loss(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        *,
+        training: bool = True,
+        step: tf.Tensor | int = 0,
+        global_batch_size: int,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the loss over the whole corpus: the sampled one's limit.
+
+        Its cost grows with V; takes and returns what `compute_loss` does.
+        """
+        queries = self.query_embedding(inputs, training=training, step=step)
+        embeddings, biases = self.candidates()
+        logits = tf.matmul(queries, embeddings, transpose_b=True) + biases
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            inputs[LABEL] - 1, logits
+        )
+        total = tf.reduce_sum(inputs[WEIGHT] * losses)
+        return total / global_batch_size, {}
+
+    def save(self, folder: str) -> None:  # type: ignore[override]
+        """Writes `model.json` and the weights; no optimiser, no step."""
+        description = {
+            "features": to_json(self.features),
+            "sizes": dict(self._sizes),
+            "config": self.config.model_dump(mode="json"),
+            "seed": self.seed,
+            "example_age": self.example_age,
+        }
+        tf.io.gfile.makedirs(folder)
+        path = tf.io.gfile.join(folder, _DESCRIPTION)
+        with tf.io.gfile.GFile(path, "w") as file:
+            file.write(json.dumps(description, indent=1, sort_keys=True))
+        self._weights_checkpoint().write(tf.io.gfile.join(folder, _WEIGHTS))
+
+    @classmethod
+    def load(cls, folder: str) -> "RetrievalModel":
+        """Rebuilds a saved model: a function of the folder alone.
+
+        Raises:
+          ArtifactError: the folder is no saved model, or an incomplete one.
+        """
+        try:
+            path = tf.io.gfile.join(folder, _DESCRIPTION)
+            with tf.io.gfile.GFile(path) as file:
+                saved: dict[str, Any] = json.load(file)
+            model = cls(
+                from_json(saved["features"]),
+                saved["sizes"],
+                RetrievalConfig(**saved["config"]),
+                saved["seed"],
+                example_age=saved["example_age"],
+            )
+            status = model._weights_checkpoint().read(
+                tf.io.gfile.join(folder, _WEIGHTS)
+            )
+            status.assert_consumed()
+        except (KeyError, ValueError, AssertionError, tf.errors.OpError) as e:
+            raise ArtifactError(
+                f"{folder} holds no complete retrieval model: {e}. Train it "
+                "again."
+            ) from e
+        return model
+
+    def _weights_checkpoint(self) -> tf.train.Checkpoint:
+        # By name, not by how Keras happens to track them.
+        return tf.train.Checkpoint(
+            embeddings=self.embeddings,
+            query_tower=self.query_tower,
+            output_embeddings=self.output_embeddings,
+            output_biases=self.output_biases,
+        )
+
+    def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
+        """A feature's share of the tower's input, [B, width]."""
+        if feature.kind == "continuous":
+            return values
+        assert feature.space is not None  # Feature's own invariant.
+        if feature.kind == "categorical":
+            return self.embeddings.lookup(feature.space, values)
+        if feature.name != "watch_history":
+            return self.embeddings.mean_bag(feature.space, values)
+        bags = self.embeddings.mean_bags(
+            feature.space, values, self.config.recency_bags
+        )
+        return tf.reshape(bags, [-1, self._width(feature)])
+
+    def _width(self, feature: Feature) -> int:
+        if feature.space is None:
+            return CONTINUOUS_WIDTH
+        recency = feature.name == "watch_history"
+        bags = len(self.config.recency_bags) if recency else 1
+        return bags * self._dim(feature.space)
+
+    def _dim(self, space: str) -> int:
+        special = {
+            "video": self.config.embedding_dim,
+            "token": self.config.token_dim,
+        }
+        return special.get(space, self.config.categorical_dim)
+
+    def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        table = local_component(self.output_embeddings)
+        biases = local_component(self.output_biases)
+        return tf.gather(table, ids), tf.gather(biases, ids)

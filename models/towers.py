@@ -1,0 +1,140 @@
+"""Towers of fully connected layers (paper, sections 3.2 and 4.1)."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Literal
+
+from models.keras_setup import keras, tf
+
+_PHILOX = 1  # tf.random.Algorithm.PHILOX, as the raw op wants it.
+_WORDS_PER_COUNTER = 4  # One step of Philox's counter gives four uint32.
+
+
+class Tower(tf.Module):
+    """ReLU layers with inverted dropout after each hidden one.
+
+    The paper's towers halve: 1024, 512, 256. Dropout is a pure function of
+    (seed, step, global row), so a resumed run, or one on more workers, drops
+    the same units.
+
+    Args:
+      input_dim: width of the input's last axis.
+      hidden_units: widths of the layers; the last is the output.
+      output_activation: of the last layer; the others are rectified.
+      dropout: share of units dropped after each layer but the last.
+      seed: initial weights and dropout follow from (seed, name).
+      name: tells towers of one model apart.
+
+    Raises:
+      ValueError: no layer, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_units: Sequence[int],
+        output_activation: Literal["relu", "linear"] = "relu",
+        dropout: float = 0.0,
+        seed: int = 0,
+        name: str = "tower",
+    ) -> None:
+        super().__init__(name=name)
+        if not hidden_units or not 0.0 <= dropout < 1.0:
+            raise ValueError(
+                "A tower needs at least one layer and a dropout in [0, 1), "
+                f"received {list(hidden_units)} and {dropout}."
+            )
+        self.dropout = dropout
+        self._seed = seed ^ zlib.crc32(name.encode())
+        self.layers = []
+        last = len(hidden_units) - 1
+        for i, units in enumerate(hidden_units):
+            activation = "relu" if i < last else output_activation
+            # He's scale where the layer is rectified, Glorot's where not.
+            initializer = (
+                keras.initializers.HeUniform
+                if activation == "relu"
+                else keras.initializers.GlorotUniform
+            )
+            layer = keras.layers.Dense(
+                units,
+                activation,
+                kernel_initializer=initializer(seed=self._seed + i),
+                name=f"{name}_{i}",
+            )
+            layer.build([None, input_dim])
+            self.layers.append(layer)
+            input_dim = units
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the output."""
+        return int(self.layers[-1].units)
+
+    def __call__(
+        self,
+        inputs: tf.Tensor,
+        *,
+        training: bool = False,
+        step: tf.Tensor | int = 0,
+        first_row: tf.Tensor | int = 0,
+    ) -> tf.Tensor:
+        """Applies the layers.
+
+        Args:
+          inputs: float32 [B, ..., input_dim].
+          training: whether to drop units.
+          step: int64 [], the training step.
+          first_row: int64 [], index in the global batch of the first of the
+            B rows (`example_index[0]`); the others follow it.
+
+        Returns:
+          float32 [B, ..., output_dim].
+        """
+        outputs = inputs
+        for i, layer in enumerate(self.layers):
+            outputs = layer(outputs)
+            if training and self.dropout and i < len(self.layers) - 1:
+                uniform = row_uniform(
+                    tf.shape(outputs), (self._seed, step, i), first_row
+                )
+                kept = tf.cast(uniform >= self.dropout, tf.float32)
+                outputs *= kept / (1.0 - self.dropout)
+        return outputs
+
+
+def row_uniform(
+    shape: tf.Tensor,
+    key: tuple[tf.Tensor | int, tf.Tensor | int, tf.Tensor | int],
+    first_row: tf.Tensor | int,
+) -> tf.Tensor:
+    """Draws rows [first_row, first_row + B) of one endless random matrix.
+
+    Philox is random access: its counter is set to where the first row
+    begins, so a worker draws its own rows only, and they are those that a
+    single worker would have drawn.
+
+    Args:
+      shape: int32 [rank], [B, ..., n]; a row is all but the first axis.
+      key: (seed, step, salt) that name the matrix.
+      first_row: int64 [].
+
+    Returns:
+      float32 in [0, 1) of that shape.
+    """
+    seed, step, salt = (tf.cast(k, tf.int64) for k in key)
+    # 2^20 salts a step: more than any tower has layers.
+    stream = tf.stack([seed, step * 2**20 + salt])
+    philox_key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=stream)
+    shape = tf.cast(shape, tf.int64)
+    width = tf.reduce_prod(shape[1:])
+    # Rows begin at whole counter steps: the width is rounded up.
+    steps = -(-width // _WORDS_PER_COUNTER)
+    offset = tf.cast(tf.cast(first_row, tf.int64) * steps, tf.uint64)
+    drawn = tf.raw_ops.StatelessRandomUniformV2(
+        shape=tf.stack([shape[0], steps * _WORDS_PER_COUNTER]),
+        key=philox_key,
+        counter=tf.stack([offset, counter[1]]),
+        alg=_PHILOX,
+    )
+    return tf.reshape(drawn[:, :width], shape)

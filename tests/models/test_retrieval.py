@@ -1,0 +1,217 @@
+"""The retrieval model against NumPy, and its saving."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.keras_setup import tf
+from models.retrieval import RetrievalModel
+from schemas.config import RetrievalConfig
+from schemas.errors import ArtifactError
+from schemas.features import Feature, FeatureSet
+
+FEATURES = FeatureSet(
+    (
+        Feature("watch_history", "bag", "query", "video", 6),
+        Feature("search_tokens", "bag", "query", "token", 5),
+        Feature("user_region", "categorical", "query", "region"),
+        Feature("user_age", "continuous", "query"),
+        # Not of the query: no part of this model.
+        Feature("duration_s", "continuous", "candidate"),
+    )
+)
+SIZES = {"video": 30, "token": 12, "region": 4}
+CONFIG = RetrievalConfig(
+    embedding_dim=8,
+    token_dim=5,
+    categorical_dim=3,
+    recency_bags=(6, 2, 1),
+    hidden_units=(16,),
+    num_negatives=20,
+)
+
+
+def build(age: bool = True, **changes: object) -> RetrievalModel:
+    config = CONFIG.model_copy(update=changes)
+    model = RetrievalModel(FEATURES, SIZES, config, seed=3, example_age=age)
+    bias = tf.random.stateless_normal([31], seed=[1, 1])
+    model.output_biases.assign(bias)
+    return model
+
+
+def batch(rows: int = 8, seed: int = 0) -> dict[str, tf.Tensor]:
+    rng = np.random.default_rng(seed)
+
+    def bags(size: int, length: int) -> tf.Tensor:
+        ids = rng.integers(0, size + 1, size=(rows, length))
+        for row, end in enumerate(rng.integers(0, length + 1, size=rows)):
+            ids[row, end:] = -1
+        return tf.constant(ids)
+
+    return {
+        "watch_history": bags(30, 6),
+        "search_tokens": bags(12, 5),
+        "user_region": tf.constant(rng.integers(0, 5, size=rows)),
+        "user_age": tf.constant(rng.random((rows, 4)), tf.float32),
+        "example_age": tf.constant(rng.random(rows), tf.float32),
+        "label": tf.constant(rng.integers(1, 31, size=rows)),
+        "example_weight": tf.constant(1 + rng.random(rows), tf.float32),
+        "example_index": tf.range(rows, dtype=tf.int64),
+    }
+
+
+def numpy_query(model: RetrievalModel, inputs: dict) -> np.ndarray:
+    tables = {k: v.numpy() for k, v in model.embeddings.tables.items()}
+    values = {k: v.numpy() for k, v in inputs.items()}
+
+    def mean(table: np.ndarray, bag: np.ndarray) -> np.ndarray:
+        entries = bag[bag >= 0]
+        known = table[entries[entries > 0]].sum(0)
+        return known / max(len(entries), 1)
+
+    rows = []
+    for i in range(len(values["label"])):
+        history = values["watch_history"][i]
+        region = values["user_region"][i]
+        rows.append(
+            np.concatenate(
+                [
+                    mean(tables["video"], history[:6]),
+                    mean(tables["video"], history[:2]),
+                    mean(tables["video"], history[:1]),
+                    mean(tables["token"], values["search_tokens"][i]),
+                    tables["region"][region] * (region > 0),
+                    values["user_age"][i],
+                    [values["example_age"][i]] if model.example_age else [],
+                ]
+            )
+        )
+    hidden, output = model.query_tower.layers
+    x = np.stack(rows) @ hidden.kernel.numpy() + hidden.bias.numpy()
+    return np.maximum(x, 0) @ output.kernel.numpy() + output.bias.numpy()
+
+
+@pytest.mark.parametrize("age", [True, False])
+def test_query_embedding_equals_numpy(age: bool) -> None:
+    model, inputs = build(age), batch()
+    found = model.query_embedding(inputs)
+    np.testing.assert_allclose(found, numpy_query(model, inputs), atol=1e-5)
+
+
+def test_an_absent_example_age_is_0() -> None:
+    model, inputs = build(), batch()
+    without = {k: v for k, v in inputs.items() if k != "example_age"}
+    zero = {**inputs, "example_age": tf.zeros([8])}
+    np.testing.assert_array_equal(
+        model.query_embedding(without), model.query_embedding(zero)
+    )
+    assert not np.allclose(
+        model.query_embedding(without), model.query_embedding(inputs)
+    )
+
+
+def test_full_softmax_loss_equals_numpy() -> None:
+    model, inputs = build(), batch()
+    embeddings, biases = (x.numpy() for x in model.candidates())
+    assert embeddings.shape == (30, 8) and biases.shape == (30,)
+    logits = numpy_query(model, inputs) @ embeddings.T + biases
+    log_z = np.log(np.exp(logits).sum(1))
+    labels = inputs["label"].numpy()
+    losses = log_z - logits[np.arange(8), labels - 1]
+    expected = (losses * inputs["example_weight"].numpy()).sum() / 16
+    found, _ = model.full_softmax_loss(inputs, global_batch_size=16)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_compute_loss_equals_numpy_on_the_sampler_s_draw() -> None:
+    model, inputs = build(), batch()
+    ids = model.sampler.draw(17).ids.numpy()
+    embeddings, biases = (x.numpy() for x in model.candidates())
+    p = np.log1p(1 / np.arange(1, 31)) / np.log(31)
+    logits = numpy_query(model, inputs) @ embeddings.T + biases
+    logits -= np.log(20 * p)
+    total = 0.0
+    for i, label in enumerate(inputs["label"].numpy()):
+        others = [logits[i, j - 1] for j in ids if j != label]
+        own = logits[i, label - 1]
+        loss = np.log(np.exp([own, *others]).sum()) - own
+        total += loss * float(inputs["example_weight"][i])
+    found, metrics = model.compute_loss(inputs, step=17, global_batch_size=32)
+    np.testing.assert_allclose(found, total / 32, rtol=1e-5)
+    assert metrics == {}
+    uncorrected = build(logq_correction=False)
+    other, _ = uncorrected.compute_loss(inputs, step=17, global_batch_size=32)
+    assert abs(float(other) - total / 32) > 1e-3
+
+
+def test_with_many_uniform_draws_the_loss_is_the_full_one() -> None:
+    inputs = batch()
+    model = build(num_negatives=200_000, sampler="uniform")
+    sampled, _ = model.compute_loss(inputs, step=1, global_batch_size=8)
+    full, _ = model.full_softmax_loss(inputs, global_batch_size=8)
+    # The masked label is 1/30 of the corpus, and its own term is e^o / E with
+    # E = 6,667: ln(1 - p_label) is what differs, known from the full softmax.
+    queries = numpy_query(model, inputs)
+    embeddings, biases = (x.numpy() for x in model.candidates())
+    logits = queries @ embeddings.T + biases
+    odds = np.exp(logits)
+    labels = inputs["label"].numpy() - 1
+    own = odds[np.arange(8), labels]
+    losses = np.log((odds.sum(1) - own) / own) + np.log(200_000 / 30)
+    expected = (losses * inputs["example_weight"].numpy()).mean()
+    np.testing.assert_allclose(sampled, expected, rtol=2e-3)
+    assert float(full) < float(sampled)
+
+
+def test_parts_of_a_batch_add_up_to_its_loss() -> None:
+    model, whole = build(dropout=0.5), batch()
+    total = 0.0
+    for part in (slice(0, 3), slice(3, 8)):
+        rows = {k: v[part] for k, v in whole.items()}
+        total += model.compute_loss(rows, step=5, global_batch_size=8)[0]
+    expected, _ = model.compute_loss(whole, step=5, global_batch_size=8)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_sparse_gradients_for_all_tables_and_none_for_row_0() -> None:
+    model, inputs = build(), batch()
+    with tf.GradientTape() as tape:
+        loss, _ = model.compute_loss(inputs, step=1, global_batch_size=8)
+    for gradient in tape.gradient(loss, model.table_variables):
+        assert isinstance(gradient, tf.IndexedSlices)
+        assert not np.any(tf.convert_to_tensor(gradient)[0])
+    names = {v.ref() for v in (*model.table_variables, *model.dense_variables)}
+    assert names == {v.ref() for v in model.trainable_variables}
+
+
+def test_saving_and_loading(tmp_path: Path) -> None:
+    model, inputs = build(), batch()
+    folder = str(tmp_path / "model")
+    model.save(folder)
+    loaded = RetrievalModel.load(folder)
+    np.testing.assert_array_equal(
+        loaded.query_embedding(inputs), model.query_embedding(inputs)
+    )
+    for found, expected in zip(
+        loaded.candidates(), model.candidates(), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    first = {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+    loaded.save(folder)
+    again = {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+    assert first == again
+
+
+def test_an_incomplete_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="Train it"):
+        RetrievalModel.load(str(tmp_path))
+    build().save(str(tmp_path))
+    (tmp_path / "weights.index").unlink()
+    with pytest.raises(ArtifactError, match="no complete retrieval model"):
+        RetrievalModel.load(str(tmp_path))
+
+
+def test_a_space_without_a_size_is_named() -> None:
+    with pytest.raises(ValueError, match="'video': 3"):
+        RetrievalModel(FEATURES, {"video": 3}, CONFIG, 1, example_age=False)

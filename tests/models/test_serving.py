@@ -1,0 +1,368 @@
+"""SavedModels against the same models and transform graph used in process.
+
+The SavedModels are loaded where neither the transform folder nor a package of
+this project nor TensorFlow Transform can be imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from beam_jobs import transform
+from models.keras_setup import tf
+from models.lagged_table import COLUMNS
+from models.serving import (
+    RankingService,
+    RecommenderService,
+    RetrievalService,
+)
+from schemas.errors import ArtifactError
+
+
+@pytest.fixture(scope="module")
+def expected(world, raw):
+    """Answers in process, by the graph and the models, with NumPy around."""
+    graph = transform.TransformGraph(world.transform)
+    query = {i.name: raw[i.name] for i in world.inputs if not i.ranking_only}
+    features = graph(query)
+    embedding = world.retrieval.query_embedding(features).numpy()
+    table, biases = (t.numpy() for t in world.retrieval.candidates())
+    scores = embedding @ table.T + biases
+    names, best = [], []
+    for row, watched in zip(scores, features["watch_history"], strict=True):
+        order = np.argsort(-row, kind="stable")
+        order = [i for i in order if i + 1 not in set(watched)][: world.top_k]
+        names.append([world.videos[i] for i in order])
+        best.append(row[order])
+    return {
+        "query_embedding": embedding,
+        "video_ids": np.array(names),
+        "scores": np.array(best),
+        "ranking": rank_one_by_one(world, raw, graph),
+    }
+
+
+def rank_one_by_one(world, raw, graph):
+    """Ranks every candidate in a request of its own."""
+    alone = {}
+    for i in world.inputs:
+        value = np.repeat(
+            raw[i.name], raw["candidate_video_id"].shape[1], axis=0
+        )
+        if i.axis == "candidate":
+            first = raw[i.name].reshape(-1, *raw[i.name].shape[2:])
+            value = np.full((len(first), *i.shape), i.absent, i.numpy_dtype)
+            value[:, 0] = first
+        alone[i.name] = value
+    videos = pa.array([v.decode() for v in alone["candidate_video_id"][:, 0]])
+    # Any day after the last: all days count.
+    lagged = world.statistics(videos, np.full(len(videos), 100))
+    for name in COLUMNS:
+        alone[name][:, 0] = lagged[name]
+    features = graph(alone)
+    used = np.array([v != "" for v in videos.to_pylist()])
+    features["candidate_count"] = used.astype(np.int64)
+    return {
+        name: value.numpy()[:, 0].reshape(
+            len(raw["request_time_us"]), raw["candidate_video_id"].shape[1]
+        )
+        for name, value in world.ranking.predict(features).items()
+    }
+
+
+LOADER = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+folder, requests, answers = sys.argv[1:]
+ours = ("models", "beam_jobs", "schemas", "tensorflow_transform", "tf_keras")
+signatures = tf.saved_model.load(folder).signatures
+known = {name for name in dir(tf.raw_ops)}
+graph_ops = set()
+for signature in signatures.values():
+    definition = signature.graph.as_graph_def()
+    graph_ops |= {node.op for node in definition.node}
+    for function in definition.library.function:
+        graph_ops |= {node.op for node in function.node_def}
+functions = {
+    f.signature.name
+    for s in signatures.values()
+    for f in s.graph.as_graph_def().library.function
+}
+raw = np.load(requests, allow_pickle=True)["raw"].item()
+out = {}
+for name, inputs in raw.items():
+    outputs = signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
+    out[name] = {k: v.numpy() for k, v in outputs.items()}
+np.savez(answers, out=out)
+print(json.dumps({
+    "imported": sorted(m for m in ours if m in sys.modules),
+    "unknown_ops": sorted(graph_ops - known - functions),
+    "signatures": sorted(signatures),
+}))
+"""
+
+
+def answer_elsewhere(folder, requests, tmp_path):
+    """Runs signatures in a process that has TensorFlow and nothing of ours."""
+    np.savez(tmp_path / "requests.npz", raw=requests)
+    script = tmp_path / "load.py"
+    script.write_text(LOADER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment.pop("TF_USE_LEGACY_KERAS", None)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-I", str(script), str(folder)),
+            *(str(tmp_path / "requests.npz"), str(tmp_path / "answers.npz")),
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = np.load(tmp_path / "answers.npz", allow_pickle=True)["out"].item()
+    return json.loads(done.stdout.splitlines()[-1]), answers
+
+
+def as_examples(inputs, raw):
+    """Serialized tf.Examples; absent values at a list's end are left out."""
+    examples = []
+    for b in range(len(raw["request_time_us"])):
+        example = tf.train.Example()
+        for i in inputs:
+            value = np.asarray(raw[i.name][b])
+            flat = value.reshape(-1).tolist()
+            if value.ndim == 1:
+                while flat and (flat[-1] == i.absent or flat[-1] != flat[-1]):
+                    flat.pop()
+            if not flat or flat == [i.absent]:
+                continue
+            feature = example.features.feature[i.name]
+            kind = {
+                "string": feature.bytes_list,
+                "int64": feature.int64_list,
+                "float32": feature.float_list,
+            }[i.dtype]
+            kind.value.extend(flat)
+        examples.append(example.SerializeToString())
+    return np.array(examples, object)
+
+
+def test_retrieval_answers_as_in_process(
+    world, raw, expected, exported, tmp_path, retrieval_raw
+):
+    inputs = [i for i in world.inputs if not i.ranking_only]
+    examples = {"examples": as_examples(inputs, raw)}
+    report, answers = answer_elsewhere(
+        exported.retrieval,
+        {
+            "serving_default": retrieval_raw,
+            "serialized_examples": examples,
+            "query_embedding": retrieval_raw,
+        },
+        tmp_path,
+    )
+    assert report["imported"] == [] and report["unknown_ops"] == []
+    assert report["signatures"] == sorted(answers)
+    for signature in ("serving_default", "serialized_examples"):
+        answer = answers[signature]
+        assert answer["video_ids"].tolist() == expected["video_ids"].tolist()
+        np.testing.assert_allclose(
+            answer["scores"], expected["scores"], atol=1e-6
+        )
+    np.testing.assert_allclose(
+        answers["query_embedding"]["query_embedding"],
+        expected["query_embedding"],
+        atol=1e-6,
+    )
+
+
+def test_ranking_answers_as_in_process(
+    world, raw, expected, exported, tmp_path, ranking_raw
+):
+    inputs = [i for i in world.inputs if i.name in ranking_raw]
+    report, answers = answer_elsewhere(
+        exported.ranking,
+        {
+            "serving_default": ranking_raw,
+            "serialized_examples": {"examples": as_examples(inputs, raw)},
+        },
+        tmp_path,
+    )
+    assert report["imported"] == [] and report["unknown_ops"] == []
+    for signature, answer in answers.items():
+        assert set(answer) == {"expected_watch_time_s", "clicked", "score"}
+        for name, value in answer.items():
+            np.testing.assert_allclose(
+                value,
+                expected["ranking"][name],
+                rtol=1e-5,
+                err_msg=f"{signature} {name}",
+            )
+        assert (answer["score"][3, 5:] == 0).all()
+        assert answer["score"][4, 2] == 0 < answer["score"][4, 3]
+
+
+def test_recommender_is_both_stages_one_after_the_other(
+    world, raw, exported, retrieval_raw, ranking_raw
+):
+    request = {
+        i.name: tf.constant(raw[i.name], i.dtype)
+        for i in world.inputs
+        if i.axis != "candidate"
+    }
+    retrieve = tf.saved_model.load(exported.retrieval).signatures
+    rank = tf.saved_model.load(exported.ranking).signatures
+    first = retrieve["serving_default"](
+        **{n: v for n, v in request.items() if n in retrieval_raw}
+    )
+    absent = {
+        i.name: tf.constant(
+            np.full(
+                (len(raw["request_time_us"]), world.top_k, *i.shape[1:]),
+                i.absent,
+            ),
+            i.dtype,
+        )
+        for i in world.inputs
+        if i.axis == "candidate" and i.name in ranking_raw
+    }
+    second = rank["serving_default"](
+        **request | absent | {"candidate_video_id": first["video_ids"]}
+    )
+    best = np.argsort(-second["score"].numpy(), axis=1, kind="stable")[:, :4]
+    answer = tf.saved_model.load(exported.recommender).signatures[
+        "serving_default"
+    ](**request)
+    expected = {
+        "video_ids": first["video_ids"],
+        "retrieval_scores": first["scores"],
+        **second,
+    }
+    assert set(answer) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(
+            answer[name], np.take_along_axis(values.numpy(), best, 1), name
+        )
+    # The two stages disagree, or this would say nothing of the order.
+    assert (best != np.arange(4)).any()
+
+
+def test_blanks_stay_behind_every_video(world, raw, tmp_path):
+    first = RetrievalService(
+        world.retrieval,
+        world.transform,
+        world.inputs,
+        world.video_ids,
+        top_k=100,
+    )
+    second = RankingService(
+        world.ranking,
+        world.transform,
+        world.inputs,
+        world.lagged,
+        str(tmp_path),
+    )
+    service = RecommenderService(first, second, top_k=100)
+    request = {
+        i.name: tf.constant(raw[i.name], i.dtype) for i in service.inputs
+    }
+    blank = service.recommend(request)["video_ids"].numpy() == b""
+    assert blank.shape == (len(raw["request_time_us"]), 17)
+    assert blank.any()
+    assert (np.diff(blank.astype(int), axis=1) >= 0).all()
+
+
+def test_shorter_lists_mean_the_same_as_padded_ones(world, raw, retrieval_raw):
+    service = RetrievalService(
+        world.retrieval,
+        world.transform,
+        world.inputs,
+        world.video_ids,
+        world.top_k,
+    )
+    padded = {n: v[1:2] for n, v in retrieval_raw.items()}
+    # Request 1 has two watches and no search.
+    short = {
+        n: v[:, : 2 if n.startswith("watch") else 0]
+        if n.startswith(("watch", "search"))
+        else v
+        for n, v in padded.items()
+    }
+    one = service.signatures()["query_embedding"]
+    np.testing.assert_array_equal(
+        one(**{n: tf.constant(v) for n, v in padded.items()})[
+            "query_embedding"
+        ],
+        one(
+            **{
+                n: tf.constant(
+                    v, next(i for i in world.inputs if i.name == n).dtype
+                )
+                for n, v in short.items()
+            }
+        )["query_embedding"],
+    )
+
+
+def test_only_a_user_who_watched_all_gets_blanks(world, raw, retrieval_raw):
+    service = RetrievalService(
+        world.retrieval,
+        world.transform,
+        world.inputs,
+        world.video_ids,
+        top_k=100,
+    )
+    request = {n: tf.constant(v) for n, v in retrieval_raw.items()}
+    answer = service.recommend(request)
+    # K is cut to the 17 videos there are; watched ones leave blanks.
+    assert answer["video_ids"].shape == (len(raw["request_time_us"]), 17)
+    for row, scores, watched in zip(
+        answer["video_ids"].numpy(),
+        answer["scores"].numpy(),
+        raw["watch_history_video_id"],
+        strict=True,
+    ):
+        known = set(world.videos)
+        left = known - set(watched)
+        assert set(row[: len(left)]) == left
+        assert set(row[len(left) :]) <= {b""}
+        assert np.isneginf(scores[len(left) :]).all()
+
+
+def test_watched_videos_are_kept_on_request(world, raw, retrieval_raw):
+    service = RetrievalService(
+        world.retrieval,
+        world.transform,
+        world.inputs,
+        world.video_ids,
+        top_k=17,
+        keep_watched=True,
+    )
+    request = {n: tf.constant(v) for n, v in retrieval_raw.items()}
+    for row in service.recommend(request)["video_ids"].numpy():
+        assert sorted(row) == sorted(world.videos)
+
+
+def test_refuses_parts_of_different_runs(world, tmp_path):
+    other = tmp_path / "video.txt"
+    other.write_text("v1\nv2\n")
+    with pytest.raises(ArtifactError, match="has 2 videos"):
+        RetrievalService(
+            world.retrieval,
+            world.transform,
+            world.inputs,
+            str(other),
+            world.top_k,
+        )
+    with pytest.raises(ValueError, match="table of them is missing"):
+        RankingService(
+            world.ranking, world.transform, world.inputs, None, str(tmp_path)
+        )
