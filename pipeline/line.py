@@ -7,7 +7,7 @@ from pipeline.model_stages import ModelStages
 from pipeline.publishing import publish
 from pipeline.recommend import print_table, request_of_user
 from pipeline.recommend import recommend as ranked
-from pipeline.run import COMMANDS, Run
+from pipeline.run import LEARNT, Run
 from pipeline.stages import ingest, prepare, simulate
 
 DEMO_USERS = 3
@@ -20,7 +20,7 @@ def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
     else:
         ingest(run, input_dir=input_dir)
     prepare(run)
-    stages = ModelStages(run.building(*COMMANDS))
+    stages = ModelStages(run.building(*LEARNT))
     stages.retrieval_model()
     stages.index()
     if stages.has_ranking:

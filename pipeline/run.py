@@ -55,6 +55,8 @@ COMMANDS = {
     "export": "export",
     "evaluation": "evaluate",
 }
+PREPARED = tuple(s for s, made_by in COMMANDS.items() if made_by == "prepare")
+LEARNT = tuple(COMMANDS)[len(PREPARED) + 1 :]
 
 
 Sections = Mapping[str, BaseModel | str | None]

@@ -14,7 +14,7 @@ from beam_jobs.runners import pipeline_options
 from beam_jobs.watch_rows import PartName
 from pipeline.config import load_mapping_file
 from pipeline.console import say
-from pipeline.run import Run, Sections
+from pipeline.run import PREPARED, Run, Sections
 from schemas.artifacts import Artifact, ArtifactWriter, digest
 from schemas.errors import InputError, UsageError
 from schemas.events import ENTITY_KEYS, TIMED_TABLES, EventSchema
@@ -23,15 +23,6 @@ from schemas.split import BOUNDS_FILE, SplitBounds
 
 # Both decide on the features, whatever the stage writes.
 _EXAMPLES = ("retrieval_examples", "ranking_examples")
-PREPARED = (
-    "split",
-    "vocabularies",
-    "transform",
-    "retrieval_examples",
-    "retrieval_holdout",
-    "ranking_examples",
-    "ranking_holdout",
-)
 
 
 def simulate(run: Run) -> Artifact:
