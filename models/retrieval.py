@@ -284,3 +284,13 @@ class RetrievalModel(tfrs.Model):
         table = local_component(self.output_embeddings)
         biases = local_component(self.output_biases)
         return tf.gather(table, ids), tf.gather(biases, ids)
+
+
+class FullSoftmaxModel(RetrievalModel):
+    """The same model trained by the softmax over all videos: an oracle."""
+
+    def compute_loss(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """See `full_softmax_loss`."""
+        return self.full_softmax_loss(*args, **kwargs)

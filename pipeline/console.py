@@ -18,8 +18,8 @@ _ALWAYS_SAID = re.compile(
 
 def console() -> Console:
     """Standard output; colours and widths only where it is a terminal."""
-    # Elsewhere (a file, a log) tables must not be cut at 80 columns.
-    width = None if sys.stdout.isatty() else 100
+    # Elsewhere (a file, a log) tables need not fit a window.
+    width = None if sys.stdout.isatty() else 140
     return Console(width=width, highlight=False, soft_wrap=True)
 
 

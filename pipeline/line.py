@@ -2,7 +2,7 @@
 
 from beam_jobs.events import read_tables
 from models.serving import RANKING, RETRIEVAL
-from pipeline.console import print_metrics, say
+from pipeline.console import print_metrics
 from pipeline.model_stages import ModelStages
 from pipeline.publishing import publish
 from pipeline.recommend import print_table, request_of_user
@@ -63,6 +63,4 @@ def _print_list(stages: ModelStages, user: str) -> None:
         videos,
         stages.run.config.serving.top_k,
     )
-    say("")
-    say(f"User {user}")
-    print_table(rows)
+    print_table(f"Recommended to user {user}", rows)

@@ -99,24 +99,38 @@ class ModelStages:
         def write(writer: ArtifactWriter) -> None:
             from models import serving
 
+            config = self.run.config.serving
+            retrieval = RetrievalModel.load(models["retrieval_model"].path)
+            graph, inputs = self.data.transform_graph, self.raw_inputs
+            video_ids = self.data.vocabularies().file("video.txt")
             serving.export_retrieval(
-                RetrievalModel.load(models["retrieval_model"].path),
-                self.data.transform_graph,
-                self.raw_inputs,
-                self.data.vocabularies().file("video.txt"),
+                retrieval,
+                graph,
+                inputs,
+                video_ids,
                 writer.file(serving.RETRIEVAL),
                 1,
-                top_k=self.run.config.serving.candidates,
+                top_k=config.candidates,
             )
-            if self.has_ranking:
-                serving.export_ranking(
-                    RankingModel.load(models["ranking_model"].path),
-                    self.data.transform_graph,
-                    self.raw_inputs,
-                    self._lagged_table(),
-                    writer.file(serving.RANKING),
-                    1,
-                )
+            if not self.has_ranking:
+                return
+            ranking = RankingModel.load(models["ranking_model"].path)
+            lagged = self._lagged_table()
+            serving.export_ranking(
+                ranking, graph, inputs, lagged, writer.file(serving.RANKING), 1
+            )
+            serving.export_recommender(
+                retrieval,
+                ranking,
+                graph,
+                inputs,
+                video_ids,
+                lagged,
+                writer.file(serving.RECOMMENDER),
+                1,
+                candidates=config.candidates,
+                top_k=config.top_k,
+            )
 
         sections = {"serving": self.run.config.serving}
         return self.run.stage("export", sections, inputs, write)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from models import ranking_evaluation, retrieval_evaluation
-from models.inputs import dataset, max_lengths
+from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
 from models.ranking import RankingModel
-from models.retrieval import RetrievalModel
+from models.retrieval import FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ModelScorer
 from pipeline.distribution import StrategyName, make_strategy, worker_rows
 from pipeline.run import Run
@@ -94,16 +94,17 @@ class Trainer:
             ),
         }[which]
         ranking = which == "ranking"
-        return train(
-            build,
-            batches,
-            evaluate,
-            metric="loss" if ranking else section.selection_metric,
-            higher_is_better=not ranking,
-            config=section,
-            workdir=self._scratch(which, examples, section, variant),
-            strategy=strategy,
-        )
+        with naming_corrupt_files(examples.files()):
+            return train(
+                build,
+                batches,
+                evaluate,
+                metric="loss" if ranking else section.selection_metric,
+                higher_is_better=not ranking,
+                config=section,
+                workdir=self._scratch(which, examples, section, variant),
+                strategy=strategy,
+            )
 
     def _scratch(
         self, which: Model, examples: Artifact, section: Any, variant: str
@@ -121,7 +122,7 @@ class Trainer:
         return join(self.run.workdir, "training", f"{which}-{key[:12]}")
 
     def _new_retrieval(self, variant: str) -> RetrievalModel:
-        kind = FullSoftmax if variant == "full_softmax" else RetrievalModel
+        kind = FullSoftmaxModel if variant == "full_softmax" else RetrievalModel
         return kind(
             self.data.features,
             self.data.sizes,
@@ -191,14 +192,6 @@ class Trainer:
             utc_offset_hours=self.run.config.split.utc_offset_hours,
             prefix=prefix,
         )
-
-
-class FullSoftmax(RetrievalModel):
-    """The same model trained by the softmax over all videos: an oracle."""
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """See `full_softmax_loss`."""
-        return self.full_softmax_loss(*args, **kwargs)
 
 
 def _variant(section: RetrievalConfig | RankingConfig, variant: str) -> Any:

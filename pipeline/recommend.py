@@ -19,7 +19,6 @@ from beam_jobs.histories import raw_request
 from beam_jobs.user_shards import build_shard, split_batch
 from models.keras_setup import tf
 from pipeline import console
-from schemas.artifacts import join
 from schemas.errors import ArtifactError, InputError
 from schemas.events import TIMED_TABLES, EventSchema
 from schemas.requests import RawInput
@@ -106,21 +105,6 @@ def recommend(
     ]
 
 
-def newest_version(folder: str) -> str:
-    """The highest version below a SavedModel's folder, as a server picks it.
-
-    Raises:
-      ArtifactError: there is none.
-    """
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.exists(folder) else []
-    versions = [int(n.strip("/")) for n in names if n.strip("/").isdecimal()]
-    if not versions:
-        raise ArtifactError(
-            f"{folder} has no version of a SavedModel; run `watchnext export`."
-        )
-    return join(folder, str(max(versions)))
-
-
 def request_of_user(
     user_id: str,
     files: Mapping[str, Sequence[str]],
@@ -185,27 +169,38 @@ def request_of_user(
     return request
 
 
-def print_table(rows: Sequence[Recommendation]) -> None:
+def print_table(title: str, rows: Sequence[Recommendation]) -> None:
     """Prints a ranked list."""
     if not rows:
-        console.say("Nothing to recommend: every known video was watched.")
+        console.say(f"{title}: nothing, every known video was watched.")
         return
-    names = list(rows[0].predictions)
+    tasks = [n for n in rows[0].predictions if n != _EXPECTED_WATCH_TIME]
     console.print_table(
-        "Recommended",
-        ["video", "channel", "score", *names, "retrieved", "why"],
+        title,
+        [
+            "video",
+            "channel",
+            "expected watch time",
+            *(f"P({name})" for name in tasks),
+            "source and score",
+            "why",
+        ],
         [
             [
                 f"{place:2d}  {row.title or row.video_id}",
                 row.channel_id or "-",
-                console.number(row.score),
-                *(console.number(row.predictions[n]) for n in names),
-                f"{row.retrieval_rank} ({row.retrieval_score:.3f})",
+                _seconds(row.expected_watch_time_s),
+                *(f"{row.predictions[name]:.3f}" for name in tasks),
+                f"query tower #{row.retrieval_rank} {row.retrieval_score:6.2f}",
                 row.why,
             ]
             for place, row in enumerate(rows, start=1)
         ],
     )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
 
 
 class _Videos:
@@ -235,12 +230,12 @@ class _Videos:
         of = f"of the last {len(self._watched)} watches"
         channel = self.text("channel_id", video_id)
         if channel is not None and self._channels[channel]:
-            return f"{self._channels[channel]} {of}: channel {channel}"
+            return f"channel {channel}: {self._channels[channel]} {of}"
         topics = [t for t in self._topics_of(video_id) if self._topics[t]]
         if topics:
             # Equal counts: the video's own order of topics decides.
             most = max(topics, key=lambda t: self._topics[t])
-            return f"{self._topics[most]} {of}: topic {most}"
+            return f"topic {most}: {self._topics[most]} {of}"
         return "similar users" if self._watched else "no watches yet"
 
     def _topics_of(self, video_id: str) -> Sequence[str]:

@@ -159,7 +159,7 @@ def train(
                     f"epoch {state.epoch}; are there validation examples?"
                 )
             run.end_epoch(values, metric, sign)
-            report.epoch(state.epoch - 1, state.history[-1])
+            report.epoch(state.epoch - 1, state.history[-1], metric)
     if state.best_epoch:
         run.from_chief(0.0)  # Wait until the chief has written it.
         run.restore_best()

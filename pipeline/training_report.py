@@ -69,15 +69,18 @@ class TrainingReport:
             print(text, file=sys.stderr, flush=True)
             self._told = now
 
-    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Tells of an epoch's end."""
+    def epoch(
+        self, epoch: int, values: Mapping[str, float], metric: str
+    ) -> None:
+        """Tells of an epoch's end: the metric that chooses the best one."""
         for name, value in values.items():
             _scalar(f"epoch/{name}", value, step=epoch)
         self._since_step = -1  # The evaluation's time is not the steps'.
-        text = "  ".join(
-            f"{name} {value:.4f}" for name, value in values.items()
+        text = (
+            f"epoch {epoch}/{self._epochs} done"
+            f"  training loss {values['train_loss']:.4f}"
+            f"  validation {metric} {values[metric]:.4f}"
         )
-        text = f"epoch {epoch}/{self._epochs} done  {text}"
         if self._line is not None:
             self._line.console.print(text)
         elif self._shown:

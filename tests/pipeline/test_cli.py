@@ -95,7 +95,11 @@ HEADER = "user,video,at,seconds\n"
         (HEADER, "s", "watches"),  # an empty table
         ("user,video,seconds\na,v,1\n", "s", "'at'"),  # a missing column
         (HEADER + "a,v,soon,1\nb,v,later,1\n", "s", "at"),  # a wrong type
-        (HEADER + "a,v,NaN,1\nb,w,NaN,1\n", "s", "event_time_us is not a number"),
+        (
+            HEADER + "a,v,NaN,1\nb,w,NaN,1\n",
+            "s",
+            "event_time_us is not a number",
+        ),
         # Seconds said to be milliseconds: all in 1970.
         (HEADER + "a,v,1700000000,1\n", "ms", "unit"),
     ],

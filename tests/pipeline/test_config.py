@@ -75,7 +75,7 @@ def test_a_mapping_finds_its_root_by_environment_or_option(
     path = tmp_path / "m.yaml"
     path.write_text("root: ${LOGS_OF_TEST}/x\nwatches: {}\n")
     monkeypatch.delenv("LOGS_OF_TEST", raising=False)
-    with pytest.raises(UsageError, match="LOGS_OF_TEST.*not set.*--input"):
+    with pytest.raises(UsageError, match=r"LOGS_OF_TEST.*not set.*--input"):
         load_mapping_file(str(path), None)
     monkeypatch.setenv("LOGS_OF_TEST", "/data")
     assert load_mapping_file(str(path), None).root == "/data/x"

@@ -7,7 +7,6 @@ import pytest
 
 from models.keras_setup import tf
 from pipeline.recommend import (
-    newest_version,
     print_table,
     recommend,
     request_of_user,
@@ -102,9 +101,9 @@ def test_candidates_are_ranked_and_described(retrieval, ranking):
     assert rows[0].predictions["clicked"] == 0.25
     # b is of channel one and topics y, z; e of channel two.
     assert [r.why for r in rows] == [
-        "1 of the last 2 watches: topic z",
-        "1 of the last 2 watches: channel two",
-        "1 of the last 2 watches: channel one",
+        "topic z: 1 of the last 2 watches",
+        "channel two: 1 of the last 2 watches",
+        "channel one: 1 of the last 2 watches",
     ]
 
 
@@ -130,20 +129,15 @@ def test_a_model_of_another_log_is_refused(ranking, retrieval):
 
 
 def test_rows_are_printed(retrieval, ranking, capsys):
-    print_table(recommend(retrieval, ranking, request("b"), videos(), 2))
+    rows = recommend(retrieval, ranking, request("b"), videos(), 2)
+    print_table("For a user", rows)
     out = capsys.readouterr().out
-    assert "Gamma" in out and "420.0000" in out and "topic z" in out
+    for shown in ("For a user", "Gamma", "420.0 s", "0.250", "topic z"):
+        assert shown in out
+    assert "query tower #3   1.00" in out
     assert "Alpha" not in out
-    print_table([])
-    assert "Nothing to recommend" in capsys.readouterr().out
-
-
-def test_the_newest_version_is_the_highest_number(tmp_path):
-    for name in ("9", "10", ".11.partial", "notes"):
-        (tmp_path / name).mkdir()
-    assert newest_version(str(tmp_path)) == str(tmp_path / "10")
-    with pytest.raises(ArtifactError, match="has no version"):
-        newest_version(str(tmp_path / "absent"))
+    print_table("For a user", [])
+    assert "For a user: nothing" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from models.inputs import dataset, max_lengths
 from models.keras_setup import tf
-from models.retrieval import RetrievalModel
+from models.retrieval import FullSoftmaxModel, RetrievalModel
 from pipeline.distribution import launch_local_workers, make_strategy
 from pipeline.training import TrainingResult, train
 from schemas.config import RetrievalConfig
@@ -133,14 +133,7 @@ def assert_same_bits(one: RetrievalModel, other: RetrievalModel) -> None:
         assert a.tobytes() == b.tobytes()
 
 
-class FullSoftmax(RetrievalModel):
-    """Its output table's gradient is dense: all rows."""
-
-    def compute_loss(self, *args: Any, **options: Any) -> Any:
-        return self.full_softmax_loss(*args, **options)
-
-
-@pytest.mark.parametrize("kind", [RetrievalModel, FullSoftmax])
+@pytest.mark.parametrize("kind", [RetrievalModel, FullSoftmaxModel])
 def test_it_learns_the_rule(
     kind: type[RetrievalModel], files: list[str], tmp_path: Path
 ) -> None:
@@ -271,7 +264,7 @@ import numpy as np
 from models.embeddings import local_component
 from models.inputs import dataset, max_lengths
 from models.optimizers import table_optimizer
-from models.retrieval import RetrievalModel
+from models.retrieval import FullSoftmaxModel, RetrievalModel
 from pipeline.training import train
 from schemas.config import RetrievalConfig
 from schemas.examples import retrieval_keys

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.publishing import publish
+from schemas.artifacts import Artifact, ArtifactStore, stage_key
+
+
+def _export(work: Path, text: str) -> Artifact:
+    store, inputs = ArtifactStore(str(work)), {"model": text}
+    with store.write("export", {}, 1, inputs) as writer:
+        for model in ("retrieval", "ranking"):
+            folder = Path(writer.path, model, "1")
+            (folder / "variables").mkdir(parents=True)
+            (folder / "saved_model.pb").write_text(f"{model} {text}")
+            (folder / "variables" / "data").write_text(text * 2)
+    found = store.find("export", stage_key("export", {}, 1, inputs))
+    assert found is not None
+    return found
+
+
+def test_each_export_becomes_the_next_version_once(tmp_path: Path) -> None:
+    first, second = _export(tmp_path, "old"), _export(tmp_path, "new")
+    assert publish(first, str(tmp_path)) == {
+        "retrieval": f"{tmp_path}/serving/retrieval/1",
+        "ranking": f"{tmp_path}/serving/ranking/1",
+    }
+    publish(first, str(tmp_path))
+    folders = publish(second, str(tmp_path))
+    assert folders["ranking"] == f"{tmp_path}/serving/ranking/2"
+    serving = tmp_path / "serving"
+    versions = sorted(p.name for p in (serving / "ranking").iterdir())
+    assert versions == ["1", "2"]
+    for version, text in (("1", "old"), ("2", "new")):
+        folder = serving / "retrieval" / version
+        assert (folder / "saved_model.pb").read_text() == f"retrieval {text}"
+        assert (folder / "variables" / "data").read_text() == text * 2
+
+
+def test_a_killed_copy_is_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = _export(tmp_path, "x")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(export, str(tmp_path))
+    half = tmp_path / "serving" / "ranking"
+    assert not [p for p in half.iterdir() if p.name.isdecimal()]
+    (half / "1.partial" / "stray").write_text("of the killed copy")
+    publish(export, str(tmp_path))
+    assert sorted(p.name for p in half.iterdir()) == ["1"]
+    assert not (half / "1" / "stray").exists()
+
+
+def test_the_server_is_told_of_every_model(tmp_path: Path) -> None:
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    publish(_export(tmp_path, "x"), str(tmp_path))
+    config = text_format.Parse(
+        (tmp_path / "serving" / "models.config").read_text(),
+        model_server_config_pb2.ModelServerConfig(),
+    )
+    assert [
+        (m.name, m.base_path, m.model_platform)
+        for m in config.model_config_list.config
+    ] == [
+        ("ranking", "/models/ranking", "tensorflow"),
+        ("retrieval", "/models/retrieval", "tensorflow"),
+    ]
