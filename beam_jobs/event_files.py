@@ -12,7 +12,6 @@ read = good + bad + duplicates, for each table.
 """
 
 import dataclasses
-import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +35,7 @@ from beam_jobs.event_rows import (
     validate,
 )
 from beam_jobs.runners import count, run_pipeline
-from beam_jobs.user_shards import MAX_ELEMENT_BYTES, shard_numbers
+from beam_jobs.user_shards import shard_numbers, to_ipc
 from schemas.errors import InputError
 from schemas.events import (
     LATEST_TIME_US,
@@ -247,13 +246,13 @@ class _ReadAndSplit(beam.DoFn):
     ) -> Iterator[tuple[str, bytes]]:
         shards = shard_numbers(rows.column(KEYS[table][0]), self._num_shards)
         for shard, piece in _cut(rows, shards, self._num_shards):
-            for data in _to_ipc(piece):
+            for data in to_ipc(piece):
                 yield f"{table}/{shard}", data
 
     def _letters(self, letters: pa.Table) -> Iterator[tuple[str, bytes]]:
         shards = _letter_shards(letters, self._num_shards)
         for shard, piece in _cut(letters, shards, self._num_shards):
-            for data in _to_ipc(piece):
+            for data in to_ipc(piece):
                 yield f"{DEAD_LETTERS}/{shard}", data
 
 
@@ -315,18 +314,6 @@ def _cut(
     ends = np.searchsorted(shards[order], np.arange(num_shards + 1))
     for shard in range(num_shards):
         yield shard, rows.slice(ends[shard], ends[shard + 1] - ends[shard])
-
-
-def _to_ipc(rows: pa.Table) -> Iterator[bytes]:
-    """Arrow IPC streams of about `MAX_ELEMENT_BYTES` at most."""
-    if rows.num_rows == 0:
-        return
-    step = max(1, rows.num_rows * MAX_ELEMENT_BYTES // max(1, rows.nbytes))
-    for start in range(0, rows.num_rows, step):
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, rows.schema) as writer:
-            writer.write_table(rows.slice(start, step).combine_chunks())
-        yield sink.getvalue()
 
 
 def _earliest(times_us: Iterable[int]) -> int:

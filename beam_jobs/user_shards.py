@@ -185,7 +185,7 @@ def split_batch(
     ends = np.searchsorted(shards[order], np.arange(num_shards + 1))
     for shard in range(num_shards):
         piece = rows.slice(ends[shard], ends[shard + 1] - ends[shard])
-        for data in _to_ipc(piece):
+        for data in to_ipc(piece):
             yield shard, (table, data)
 
 
@@ -300,7 +300,7 @@ def _positions(values: pa.ChunkedArray, sorted_ids: pa.Array) -> np.ndarray:
     return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _to_ipc(rows: pa.Table) -> Iterator[bytes]:
+def to_ipc(rows: pa.Table) -> Iterator[bytes]:
     """Arrow IPC streams of at most about `MAX_ELEMENT_BYTES` each."""
     if rows.num_rows == 0:
         return

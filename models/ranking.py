@@ -12,10 +12,8 @@ N counts the batch's impressions without padding. What belongs to a request
 costs once a request, however many candidates it has.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from models import ranking_tasks
 from models.embeddings import EmbeddingTables
@@ -23,9 +21,9 @@ from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import keras, tf, tfrs
 from models.position_bias import PositionBias
 from models.ranking_tasks import WATCH_TIME, WATCH_TIME_OUTPUT
+from models.saved_weights import read_weights, reading_model, write_model
 from models.towers import Tower, row_uniform
 from schemas.config import RankingConfig
-from schemas.errors import ArtifactError
 from schemas.features import (
     CONTINUOUS_WIDTH,
     FIXED_SPACES,
@@ -37,7 +35,6 @@ from schemas.features import (
 
 COUNT = "candidate_count"
 _HISTORY, _DEVICE = "watch_history", "user_device"
-_DESCRIPTION, _WEIGHTS = "model.json", "weights"
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -235,11 +232,7 @@ class RankingModel(tfrs.Model):
             "labels": self.labels,
             "positions": self.positions,
         }
-        tf.io.gfile.makedirs(folder)
-        path = tf.io.gfile.join(folder, _DESCRIPTION)
-        with tf.io.gfile.GFile(path, "w") as file:
-            file.write(json.dumps(description, indent=1, sort_keys=True))
-        self._weights_checkpoint().write(tf.io.gfile.join(folder, _WEIGHTS))
+        write_model(folder, description, self._parts())
 
     @classmethod
     def load(cls, folder: str) -> "RankingModel":
@@ -248,10 +241,7 @@ class RankingModel(tfrs.Model):
         Raises:
           ArtifactError: the folder is no saved model, or an incomplete one.
         """
-        try:
-            path = tf.io.gfile.join(folder, _DESCRIPTION)
-            with tf.io.gfile.GFile(path) as file:
-                saved: dict[str, Any] = json.load(file)
+        with reading_model(folder, "ranking") as saved:
             model = cls(
                 from_json(saved["features"]),
                 saved["sizes"],
@@ -260,26 +250,18 @@ class RankingModel(tfrs.Model):
                 labels=saved["labels"],
                 positions=saved["positions"],
             )
-            weights = tf.io.gfile.join(folder, _WEIGHTS)
-            model._weights_checkpoint().read(weights).assert_consumed()
-        except (KeyError, ValueError, AssertionError, tf.errors.OpError) as e:
-            raise ArtifactError(
-                f"{folder} holds no complete ranking model: {e}. Train it "
-                "again."
-            ) from e
+            read_weights(folder, model._parts())
         return model
 
-    def _weights_checkpoint(self) -> tf.train.Checkpoint:
-        # Not by how Keras happens to track them. (Its own name `_checkpoint` is
-        # taken, by an attribute of every Keras model.)
-        parts = {
+    def _parts(self) -> dict[str, tf.Module]:
+        parts: dict[str, tf.Module] = {
             "embeddings": self.embeddings,
             "tower": self.tower,
             "head": self.head,
         }
         if self.position_bias is not None:
             parts["position_bias"] = self.position_bias
-        return tf.train.Checkpoint(**parts)
+        return parts
 
     def _logits(
         self,

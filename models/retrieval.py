@@ -5,7 +5,6 @@ output embedding v [D] and a bias b, apart from the embeddings of the watch
 history. P(video) is the softmax of u.v + b over the corpus.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,9 @@ from models.embeddings import EmbeddingTables, initial_table, local_component
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf, tfrs
 from models.sampling import Negatives, Sampler, sampled_softmax_loss
+from models.saved_weights import read_weights, reading_model, write_model
 from models.towers import Tower
 from schemas.config import RetrievalConfig
-from schemas.errors import ArtifactError
 from schemas.features import (
     CONTINUOUS_WIDTH,
     FIXED_SPACES,
@@ -26,7 +25,6 @@ from schemas.features import (
 )
 
 LABEL, WEIGHT, AGE = "label", "example_weight", "example_age"
-_DESCRIPTION, _WEIGHTS = "model.json", "weights"
 
 
 class RetrievalModel(tfrs.Model):
@@ -208,11 +206,7 @@ class RetrievalModel(tfrs.Model):
             "seed": self.seed,
             "example_age": self.example_age,
         }
-        tf.io.gfile.makedirs(folder)
-        path = tf.io.gfile.join(folder, _DESCRIPTION)
-        with tf.io.gfile.GFile(path, "w") as file:
-            file.write(json.dumps(description, indent=1, sort_keys=True))
-        self._weights_checkpoint().write(tf.io.gfile.join(folder, _WEIGHTS))
+        write_model(folder, description, self._parts())
 
     @classmethod
     def load(cls, folder: str) -> "RetrievalModel":
@@ -221,10 +215,7 @@ class RetrievalModel(tfrs.Model):
         Raises:
           ArtifactError: the folder is no saved model, or an incomplete one.
         """
-        try:
-            path = tf.io.gfile.join(folder, _DESCRIPTION)
-            with tf.io.gfile.GFile(path) as file:
-                saved: dict[str, Any] = json.load(file)
+        with reading_model(folder, "retrieval") as saved:
             model = cls(
                 from_json(saved["features"]),
                 saved["sizes"],
@@ -232,25 +223,16 @@ class RetrievalModel(tfrs.Model):
                 saved["seed"],
                 example_age=saved["example_age"],
             )
-            status = model._weights_checkpoint().read(
-                tf.io.gfile.join(folder, _WEIGHTS)
-            )
-            status.assert_consumed()
-        except (KeyError, ValueError, AssertionError, tf.errors.OpError) as e:
-            raise ArtifactError(
-                f"{folder} holds no complete retrieval model: {e}. Train it "
-                "again."
-            ) from e
+            read_weights(folder, model._parts())
         return model
 
-    def _weights_checkpoint(self) -> tf.train.Checkpoint:
-        # By name, not by how Keras happens to track them.
-        return tf.train.Checkpoint(
-            embeddings=self.embeddings,
-            query_tower=self.query_tower,
-            output_embeddings=self.output_embeddings,
-            output_biases=self.output_biases,
-        )
+    def _parts(self) -> dict[str, tf.Module | tf.Variable]:
+        return {
+            "embeddings": self.embeddings,
+            "query_tower": self.query_tower,
+            "output_embeddings": self.output_embeddings,
+            "output_biases": self.output_biases,
+        }
 
     def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
         """A feature's share of the tower's input, [B, width]."""

@@ -21,7 +21,8 @@ ARROWS = {
     "schemas": set(),
 }
 DYNAMIC = {"import_module", "__import__", "find_spec", "run_module"}
-MAX_LINES = 450
+# A module is one idea; a test file lists its cases.
+MAX_LINES, MAX_TEST_LINES = 400, 600
 
 # Fixed by the architecture. Folders that a stage or a person makes are left
 # alone by starting with a dot or by being in .gitignore.
@@ -134,7 +135,11 @@ def test_one_idea_a_module_fits_in_few_lines() -> None:
         for folder in folders
         for path in (CHECKOUT / folder).rglob("*.py")
     }
-    assert {p: n for p, n in lengths.items() if n > MAX_LINES} == {}
+    allowed = {
+        p: MAX_TEST_LINES if p.startswith("tests/") else MAX_LINES
+        for p in lengths
+    }
+    assert {p: n for p, n in lengths.items() if n > allowed[p]} == {}
 
 
 def test_top_level_is_as_the_architecture_says() -> None:
