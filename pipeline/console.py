@@ -73,11 +73,14 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
         (name.replace("_", " "), f"baselines.{name}.")
         for name in _baselines(metrics)
     ]
-    names = [
-        key.removeprefix("retrieval.")
-        for key in metrics
-        if key.startswith("retrieval.")
-    ]
+    names = sorted(
+        (
+            key.removeprefix("retrieval.")
+            for key in metrics
+            if key.startswith("retrieval.")
+        ),
+        key=_natural,
+    )
     if names:
         print_table(
             "Retrieval on the test interval",
@@ -101,6 +104,12 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
                 for key in ranking
             ],
         )
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sorts `at_50` before `at_100`."""
+    parts = re.split(r"(\d+)", name)
+    return [("", int(p)) if p.isdecimal() else (p, 0) for p in parts]
 
 
 def _baselines(metrics: Mapping[str, float]) -> list[str]:

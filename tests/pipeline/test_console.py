@@ -7,6 +7,8 @@ from pipeline.console import print_metrics
 
 METRICS = {
     "retrieval.hit_rate_at_10": 0.25,
+    "retrieval.hit_rate_at_100": 0.75,
+    "retrieval.hit_rate_at_50": 0.5,
     "baselines.popularity.hit_rate_at_10": 0.125,
     "ranking.weighted_per_user_loss": 0.3,
     "baselines.click_model.ranking.weighted_per_user_loss": 0.4,
@@ -23,7 +25,11 @@ def test_each_metric_stands_beside_its_baselines(
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("│")
     ]
-    assert ["hit_rate_at_10", "0.2500", "0.1250"] in rows
+    assert rows[:3] == [
+        ["hit_rate_at_10", "0.2500", "0.1250"],
+        ["hit_rate_at_50", "0.5000", "-"],
+        ["hit_rate_at_100", "0.7500", "-"],
+    ]
     assert ["weighted_per_user_loss", "0.3000", "0.4000"] in rows
     # The click model predicts no seconds.
     assert ["calibration", "1.0100", "-"] in rows
