@@ -109,11 +109,14 @@ def collect_predictions(
       ValueError: the dataset has no impression.
     """
 
-    # Summed, not averaged: batches have different numbers of impressions.
-    @tf.function(reduce_retracing=True)
-    def run(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    def predict(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        # Summed, not averaged: batches have different numbers of impressions.
         loss, _ = model.compute_loss(batch, training=False, global_batch_size=1)
         return model.predict(batch), loss
+
+    # One trace for all batches, the last and smaller one included.
+    spec = getattr(dataset, "element_spec", None)
+    run = tf.function(predict, input_signature=None if spec is None else [spec])
 
     outputs: dict[str, list[Array]] = {}
     labels: dict[str, list[Array]] = {name: [] for name in model.labels}

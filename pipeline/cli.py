@@ -5,6 +5,7 @@ imports happen inside the commands, so that `--help` answers at once.
 """
 
 import enum
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -307,6 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (0, 1 or 2)."""
     # Said before any heavy import; C++ reads it once.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Beam logs a worker's error with its stack trace, then raises it: said
+    # once, by us, in one line, it is enough.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     try:
         code = app(args=argv, prog_name="watchnext", standalone_mode=False)
         return int(code or 0)

@@ -8,11 +8,11 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pydantic
 import yaml
+from apache_beam.io.filesystems import FileSystems
 
 from pipeline.shipped import shipped_config
 from schemas.config import Config
@@ -101,11 +101,12 @@ def read_yaml(name_or_path: str, folder: str = "") -> dict[str, Any]:
     Raises:
       UsageError: no such file, or not a YAML mapping.
     """
-    path = Path(name_or_path)
-    if not path.exists():
-        path = shipped_config(folder + name_or_path.removeprefix(folder))
+    path = name_or_path
+    if not FileSystems.exists(path):
+        path = str(shipped_config(folder + name_or_path.removeprefix(folder)))
     try:
-        values = yaml.safe_load(path.read_text())
+        with FileSystems.open(path) as stream:
+            values = yaml.safe_load(stream.read().decode())
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise UsageError(

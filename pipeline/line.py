@@ -10,7 +10,7 @@ from pipeline.recommend import recommend as ranked
 from pipeline.run import LEARNT, Run
 from pipeline.stages import ingest, prepare, simulate
 
-DEMO_USERS = 3
+DEMO_USERS, DEMO_ROWS = 3, 8
 
 
 def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
@@ -42,15 +42,15 @@ def demo(run: Run) -> None:
     order = [("video_id_count", "descending"), ("user_id", "ascending")]
     busiest = counts.sort_by(order).column("user_id").to_pylist()
     for user in busiest[:DEMO_USERS]:
-        _print_list(stages, user)
+        _print_list(stages, user, DEMO_ROWS)
 
 
 def recommend(run: Run, user: str) -> None:
     """Prints the ranked list of one user of the log."""
-    _print_list(ModelStages(run), user)
+    _print_list(ModelStages(run), user, run.config.serving.top_k)
 
 
-def _print_list(stages: ModelStages, user: str) -> None:
+def _print_list(stages: ModelStages, user: str, top_k: int) -> None:
     data = stages.data
     files = {t: data.events.files(f"{t}-") for t in data.schema.columns}
     request = request_of_user(user, files, data.schema, stages.raw_inputs)
@@ -61,6 +61,6 @@ def _print_list(stages: ModelStages, user: str) -> None:
         models.get(RANKING),
         request,
         videos,
-        stages.run.config.serving.top_k,
+        top_k,
     )
     print_table(f"Recommended to user {user}", rows)

@@ -180,9 +180,9 @@ def print_table(title: str, rows: Sequence[Recommendation]) -> None:
         [
             "video",
             "channel",
-            "expected watch time",
+            "watch time",
             *(f"P({name})" for name in tasks),
-            "source and score",
+            "source, rank, score",
             "why",
         ],
         [
@@ -197,6 +197,10 @@ def print_table(title: str, rows: Sequence[Recommendation]) -> None:
             for place, row in enumerate(rows, start=1)
         ],
     )
+
+
+def _watches(count: int) -> str:
+    return f"{count} watch" + ("" if count == 1 else "es")
 
 
 def _seconds(value: float | None) -> str:
@@ -227,15 +231,14 @@ class _Videos:
 
     def why(self, video_id: str) -> str:
         """The channel if it was watched, else the topic watched most."""
-        of = f"of the last {len(self._watched)} watches"
         channel = self.text("channel_id", video_id)
         if channel is not None and self._channels[channel]:
-            return f"channel {channel}: {self._channels[channel]} {of}"
+            return f"{_watches(self._channels[channel])} of its channel"
         topics = [t for t in self._topics_of(video_id) if self._topics[t]]
         if topics:
             # Equal counts: the video's own order of topics decides.
             most = max(topics, key=lambda t: self._topics[t])
-            return f"topic {most}: {self._topics[most]} {of}"
+            return f"{_watches(self._topics[most])} of topic {most}"
         return "similar users" if self._watched else "no watches yet"
 
     def _topics_of(self, video_id: str) -> Sequence[str]:

@@ -71,12 +71,14 @@ class Run:
       store: the work directory's stage folders.
       beam_flags: options for Beam's runner, as on the command line.
       builds: the stages that this command may build; others must exist.
+      told: the stages that this command has already said something of.
     """
 
     config: Config
     store: ArtifactStore
     beam_flags: tuple[str, ...] = ()
     builds: frozenset[str] = frozenset()
+    told: set[str] = dataclasses.field(default_factory=set, compare=False)
 
     @property
     def workdir(self) -> str:
@@ -112,8 +114,9 @@ class Run:
         """
         found = self.find(name, sections, inputs)
         if found is not None:
-            if name in self.builds:
+            if name in self.builds and name not in self.told:
                 say(f"{name}: there already, {found.path}")
+                self.told.add(name)
             return found
         if name not in self.builds:
             raise UsageError(self._not_built(name))
@@ -128,6 +131,7 @@ class Run:
         if built is None:  # Deleted under our feet.
             raise UsageError(self._not_built(name))
         seconds = time.monotonic() - started
+        self.told.add(name)
         say(f"{name}: {seconds:.1f} s{_told(built.counts)}")
         self._merge_metrics(built)
         return built

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs.sources.simulated_users import Users
+from beam_jobs.sources.simulated_behaviour import is_among, position_effect
+from beam_jobs.sources.simulated_users import DEVICES, Users
 from beam_jobs.sources.simulated_videos import (
     DAY_US,
     LANGUAGES,
     Bools,
     Catalogue,
-    Floats,
     GroupSampler,
     Ints,
     WordNumbers,
@@ -91,7 +91,6 @@ class Platform:
         self.catalogue = catalogue
         self.users = users
         self.log = EventLog()
-        self.num_requests = 0
         self.words = WordNumbers(config.num_topics, config.num_channels)
         self.end_us = start_time_us(config) + config.num_days * DAY_US
         # Not before this moment does a user's next visit start.
@@ -99,14 +98,26 @@ class Platform:
         self._recent = np.full((config.num_users, NUM_RECENT), -1)
         self._num_watched = np.zeros(config.num_users, dtype=np.int64)
 
-        num_videos, num_languages = config.num_videos, len(LANGUAGES)
-        topic_language = catalogue.topic * num_languages + catalogue.language
-        num_groups = config.num_topics * num_languages
-        self.by_language = GroupSampler(catalogue.language, num_languages)
-        self.by_topic = GroupSampler(topic_language, num_groups)
-        self.fresh_by_topic = GroupSampler(topic_language, num_groups)
-        self.by_channel = GroupSampler(catalogue.channel, config.num_channels)
-        self.uploaded = GroupSampler(np.zeros(num_videos, dtype=np.int64), 1)
+        # The factor of each device and place (from 0).
+        self.position_effects = position_effect(
+            np.arange(len(DEVICES))[:, None],
+            np.arange(1, config.impressions_per_request + 1),
+        )
+        # Groups of videos to draw from are numbered one kind after another.
+        self._first_topic = len(LANGUAGES)
+        num_topic_groups = config.num_topics * len(LANGUAGES)
+        self._first_fresh = self._first_topic + num_topic_groups
+        self._first_channel = self._first_fresh + num_topic_groups
+        self.uploaded = self._first_channel + config.num_channels
+        self.nothing = self.uploaded + 1
+        groups = (
+            catalogue.language,
+            self.of_topic(catalogue.topic, catalogue.language),
+            self.fresh_of_topic(catalogue.topic, catalogue.language),
+            self.of_channel(catalogue.channel),
+            np.full(config.num_videos, self.uploaded),
+        )
+        self._sampler = GroupSampler(np.stack(groups), self.nothing + 1)
 
     def start_day(self, day: int) -> None:
         """Ages every video to the given day of the log."""
@@ -115,24 +126,30 @@ class Platform:
         fresh = (
             day_start_us - self.catalogue.upload_time_us < FRESH_DAYS * DAY_US
         )
-        for sampler in (self.by_language, self.by_topic, self.by_channel):
-            sampler.reweight(weights)
-        self.fresh_by_topic.reweight(weights * fresh)
-        self.uploaded.reweight((weights > 0.0).astype(np.float64))
-
-    def draw_of_topic(
-        self, topic: Ints, language: Ints, uniform: Floats
-    ) -> Ints:
-        """Draws a video of each topic and language [N]; -1 where none is."""
-        return self.by_topic.draw(topic * len(LANGUAGES) + language, uniform)
-
-    def draw_fresh_of_topic(
-        self, topic: Ints, language: Ints, uniform: Floats
-    ) -> Ints:
-        """Draws a new video of each topic and language; -1 where none is."""
-        return self.fresh_by_topic.draw(
-            topic * len(LANGUAGES) + language, uniform
+        uploaded = weights > 0.0
+        self._sampler.reweight(
+            np.stack([weights, weights, weights * fresh, weights, uploaded])
         )
+
+    def of_topic(self, topic: Ints, language: Ints) -> Ints:
+        """Returns the group of each topic and language."""
+        return self._first_topic + topic * len(LANGUAGES) + language
+
+    def fresh_of_topic(self, topic: Ints, language: Ints) -> Ints:
+        """Returns the group of new videos of each topic and language."""
+        return self._first_fresh + topic * len(LANGUAGES) + language
+
+    def of_channel(self, channel: Ints) -> Ints:
+        """Returns the group of each channel."""
+        return self._first_channel + channel
+
+    def draw(self, group: Ints, rng: np.random.Generator) -> Ints:
+        """Draws a video of each group (of any shape), -1 where none is.
+
+        The group of a language is the language's number; `uploaded` is that
+        of all videos, and `nothing` that of none.
+        """
+        return self._sampler.draw(group, rng.random(group.shape))
 
     def is_uploaded(self, video: Ints, time_us: Ints) -> Bools:
         """Returns whether each video exists (is not -1) at its moment."""
@@ -145,11 +162,11 @@ class Platform:
         return self._recent[user, slot]
 
     def has_seen(self, user: Ints, video: Ints) -> Bools:
-        """Returns whether each video is among the user's recent watches."""
-        seen = np.zeros(len(user), dtype=bool)
-        for column in self._recent.T:
-            seen |= column[user] == video
-        return seen
+        """Returns whether each video is among the user's recent watches.
+
+        `user` is broadcast to the shape of `video`.
+        """
+        return is_among(video, self._recent[user])
 
     def remember(self, user: Ints, video: Ints, rank: Ints) -> None:
         """Adds watches [N]; `rank` counts those of the same user from 0."""

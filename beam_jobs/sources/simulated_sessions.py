@@ -28,6 +28,7 @@ from beam_jobs.sources.simulated_users import (
 from beam_jobs.sources.simulated_videos import (
     DAY_US,
     Ints,
+    ShareTable,
     draw_shares,
     start_time_us,
 )
@@ -45,16 +46,20 @@ WEEKDAY_FACTOR = np.array([0.94, 0.93, 0.94, 0.96, 1.02, 1.12, 1.09])
 CONTINUE, SEARCH, SUBSCRIBED, POPULAR = range(4)
 # What leads to a watch found by oneself: within a visit, for the first watch
 # of a visit (which may go on with the last one's channel), and for a newcomer.
-WAYS = np.array(
-    [
-        [0.45, 0.29, 0.19, 0.07],
-        [0.25, 0.37, 0.28, 0.10],
-        [0.0, 0.55, 0.30, 0.15],
-    ]
+_WAYS = ShareTable(
+    np.array(
+        [
+            [0.45, 0.29, 0.19, 0.07],
+            [0.25, 0.37, 0.28, 0.10],
+            [0.0, 0.55, 0.30, 0.15],
+        ]
+    )
 )
 # simulated_platform.SOURCES of each way: shares of search, embedded, external.
-SOURCE_SHARES = np.array(
-    [[0.0, 0.3, 0.7], [1.0, 0.0, 0.0], [0.2, 0.1, 0.7], [0.0, 0.6, 0.4]]
+_SOURCES = ShareTable(
+    np.array(
+        [[0.0, 0.3, 0.7], [1.0, 0.0, 0.0], [0.2, 0.1, 0.7], [0.0, 0.6, 0.4]]
+    )
 )
 SESSION_TOPIC_SHARE = 0.75
 VAIN_SEARCH_SHARE = 0.15
@@ -123,7 +128,7 @@ def _open_sessions(
     start_us = start_us + (utc_hours % 24.0 * HOUR_US).astype(np.int64)
     return Sessions(
         user=user,
-        topic=draw_interest(users, user, rng),
+        topic=draw_interest(users, user, user.shape, rng),
         now_us=np.maximum(start_us, platform.free_from_us[user] + HOUR_US),
         num_events=1 + draw_shares(rng, shares, count),
         current_video=np.full(count, -1),
@@ -141,8 +146,7 @@ def _watch_otherwise(
     count = len(which)
     stage = (sessions.current_video[which] < 0).astype(np.int64)
     stage += platform.last_watched(user) < 0
-    way_sums = np.cumsum(WAYS, axis=1)[stage]
-    way = (rng.random((count, 1)) >= way_sums[:, :-1]).sum(axis=1)
+    way = _WAYS.draw(rng, count, stage)
     video = _find(platform, sessions, which, way, rng)
     # Most people do not watch the same again: they look once more.
     retry = np.flatnonzero(
@@ -152,9 +156,7 @@ def _watch_otherwise(
     way[retry] = np.where(way[retry] == CONTINUE, SUBSCRIBED, way[retry])
     video[retry] = _find(platform, sessions, which[retry], way[retry], rng)
     exists = platform.is_uploaded(video, sessions.now_us[which])
-    source = 1 + (
-        rng.random((count, 1)) >= np.cumsum(SOURCE_SHARES, axis=1)[way, :-1]
-    ).sum(axis=1)
+    source = 1 + _SOURCES.draw(rng, count, way)
 
     kept = np.flatnonzero(exists)
     video, user, source = video[kept], user[kept], source[kept]
@@ -189,28 +191,28 @@ def _find(
 ) -> Ints:
     """Draws a video per session [N] by the way it is found, -1 for none."""
     users, catalogue = platform.users, platform.catalogue
-    user = sessions.user[which]
+    user, shape = sessions.user[which], which.shape
     last = platform.last_watched(user)
-    uniform = rng.random((4, len(which)))
     topic = np.where(
-        rng.random(len(which)) < SESSION_TOPIC_SHARE,
+        rng.random(shape) < SESSION_TOPIC_SHARE,
         sessions.topic[which],
-        draw_interest(users, user, rng),
+        draw_interest(users, user, shape, rng),
     )
-    language = draw_language(users, user, rng)
-    channel = draw_subscription(users, user, rng)
-    following = catalogue.next_in_channel[last]
-    of_channel = platform.by_channel.draw(
-        catalogue.channel[last], uniform[CONTINUE]
+    language = draw_language(users, user, shape, rng)
+    channel = np.where(
+        way == CONTINUE,
+        catalogue.channel[last],
+        draw_subscription(users, user, shape, rng),
     )
-    return np.choose(
+    of_channel = platform.of_channel(channel)
+    # In the order of the ways.
+    group = np.choose(
         way,
-        [
-            np.where(rng.random(len(which)) < 0.6, following, of_channel),
-            platform.draw_of_topic(topic, language, uniform[SEARCH]),
-            platform.by_channel.draw(channel, uniform[SUBSCRIBED]),
-            platform.by_language.draw(language, uniform[POPULAR]),
-        ],
+        [of_channel, platform.of_topic(topic, language), of_channel, language],
+    )
+    in_order = (way == CONTINUE) & (rng.random(shape) < 0.6)
+    return np.where(
+        in_order, catalogue.next_in_channel[last], platform.draw(group, rng)
     )
 
 
@@ -226,24 +228,25 @@ def _search(
     A query is a word of the video's topic or the name of its channel, often
     a second word of the topic, sometimes a word of no topic.
     """
-    catalogue, words, count = platform.catalogue, platform.words, len(which)
-    topic = catalogue.topic[video]
-    for seconds, share in ((20, VAIN_SEARCH_SHARE), (5, 1.0)):
-        chosen = rng.random(count) < share
-        first = np.where(
-            rng.random(count) < 0.2,
-            words.first_channel + catalogue.channel[video],
-            words.draw_topic_words(rng, topic),
-        )
-        second = np.where(
-            rng.random(count) < 0.6, words.draw_topic_words(rng, topic), -1
-        )
-        third = np.where(
-            rng.random(count) < 0.3, words.draw_common_words(rng, count), -1
-        )
-        platform.log.append(
-            "searches",
-            user=sessions.user[which][chosen],
-            event_time_us=sessions.now_us[which][chosen] - seconds * SECOND_US,
-            words=np.stack([first, second, third], axis=1)[chosen],
-        )
+    catalogue, words = platform.catalogue, platform.words
+    in_vain = np.flatnonzero(rng.random(len(which)) < VAIN_SEARCH_SHARE)
+    of = np.concatenate([in_vain, np.arange(len(which))])
+    seconds_before = np.where(np.arange(len(of)) < len(in_vain), 20, 5)
+    topic, channel = catalogue.topic[video[of]], catalogue.channel[video[of]]
+    first = np.where(
+        rng.random(len(of)) < 0.2,
+        words.first_channel + channel,
+        words.draw_topic_words(rng, topic),
+    )
+    second = np.where(
+        rng.random(len(of)) < 0.6, words.draw_topic_words(rng, topic), -1
+    )
+    third = np.where(
+        rng.random(len(of)) < 0.3, words.draw_common_words(rng, len(of)), -1
+    )
+    platform.log.append(
+        "searches",
+        user=sessions.user[which[of]],
+        event_time_us=sessions.now_us[which[of]] - seconds_before * SECOND_US,
+        words=np.stack([first, second, third], axis=1),
+    )

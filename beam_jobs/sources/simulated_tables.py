@@ -14,7 +14,11 @@ import pyarrow.compute as pc
 
 from beam_jobs.sources.simulated_behaviour import position_effect
 from beam_jobs.sources.simulated_platform import SOURCES, Platform
-from beam_jobs.sources.simulated_requests import CANDIDATE_SOURCES, SURFACES
+from beam_jobs.sources.simulated_requests import (
+    CANDIDATE_SOURCES,
+    RELATED,
+    SURFACES,
+)
 from beam_jobs.sources.simulated_users import DEVICES, GENDERS, REGIONS
 from beam_jobs.sources.simulated_videos import (
     LANGUAGES,
@@ -92,17 +96,27 @@ def searches_table(platform: Platform) -> pa.Table:
 def impression_tables(platform: Platform) -> tuple[pa.Table, pa.Table]:
     """Returns the table `impressions`, and the truth in the same order."""
     log = platform.log.columns("impressions")
+    requests = platform.log.columns("requests")
+    num_shown = requests["num_shown"]
+    request = np.repeat(np.arange(len(num_shown)), num_shown)
+    propensity = np.where(
+        requests["randomized"], 1.0 / np.maximum(num_shown, 1), 1.0
+    )
+    seeded = log["candidate_source"] == RELATED
     video_ids = _video_ids(platform)
     video_id = _take(video_ids, log["video"])
-    request_id = _take(_ids("r", platform.num_requests), log["request"])
+    request_id = _take(_ids("r", len(num_shown)), request)
+    user_id = _take(_user_ids(platform), requests["user"])
+    query_id = _take(video_ids, requests["query_video"])
+    position = log["place"] + 1
     events = pa.table(
         {
-            "user_id": _take(_user_ids(platform), log["user"]),
+            "user_id": _take(user_id, request),
             "video_id": video_id,
-            "event_time_us": log["event_time_us"],
+            "event_time_us": requests["event_time_us"][request],
             "request_id": request_id,
-            "position": log["position"],
-            "surface": _name(SURFACES, log["surface"]),
+            "position": position,
+            "surface": _name(SURFACES, requests["surface"][request]),
             "clicked": log["clicked"],
             "watch_time_s": log["watch_time_s"],
             "liked": log["liked"],
@@ -111,20 +125,23 @@ def impression_tables(platform: Platform) -> tuple[pa.Table, pa.Table]:
                 CANDIDATE_SOURCES, log["candidate_source"]
             ),
             "candidate_score": log["candidate_score"],
-            "propensity": log["propensity"],
-            "query_video_id": _take(video_ids, log["query_video"]),
-            "seed_video_id": _take(video_ids, log["seed_video"]),
+            "propensity": propensity[request],
+            "query_video_id": _take(query_id, request),
+            "seed_video_id": _take(
+                video_ids,
+                np.where(seeded, requests["seed_video"][request], -1),
+            ),
         }
     )
     truth = pa.table(
         {
             "request_id": request_id,
             "video_id": video_id,
-            "position": log["position"],
+            "position": position,
             "click_probability": log["click_probability"],
             "expected_watch_time_s": log["expected_watch_time_s"],
             "position_effect": log["position_effect"],
-            "randomized": log["randomized"],
+            "randomized": requests["randomized"][request],
         }
     )
     return events, truth

@@ -17,6 +17,7 @@ from beam_jobs.sources.simulated_videos import (
     Catalogue,
     Floats,
     Ints,
+    ShareTable,
     draw_shares,
     zipf_shares,
 )
@@ -45,6 +46,8 @@ UNKNOWN_AGE_SHARE = 0.15
 INTEREST_WEIGHTS = np.array([1.0, 0.75, 0.55, 0.4, 0.3])
 NUM_SUBSCRIPTIONS = 8
 OWN_LANGUAGE_SHARE = 0.9
+_INTERESTS = ShareTable(INTEREST_WEIGHTS)
+_SUBSCRIPTIONS = ShareTable(zipf_shares(NUM_SUBSCRIPTIONS, 0.8))
 
 
 @dataclasses.dataclass
@@ -162,21 +165,22 @@ def drift_interests(
     users.interest_topics[changing, slot] = topic
 
 
-def draw_interest(users: Users, user: Ints, rng: np.random.Generator) -> Ints:
-    """Draws one of each user's topics [N] by weight."""
-    slot = draw_shares(rng, INTEREST_WEIGHTS, len(user))
-    return users.interest_topics[user, slot]
+def draw_interest(
+    users: Users, user: Ints, shape: tuple[int, ...], rng: np.random.Generator
+) -> Ints:
+    """Draws topics [shape] by weight; `user` is broadcast to the shape."""
+    return users.interest_topics[user, _INTERESTS.draw(rng, shape)]
 
 
-def draw_language(users: Users, user: Ints, rng: np.random.Generator) -> Ints:
+def draw_language(
+    users: Users, user: Ints, shape: tuple[int, ...], rng: np.random.Generator
+) -> Ints:
     """Draws the language to look in: the user's own, or English (0)."""
-    own = rng.random(len(user)) < OWN_LANGUAGE_SHARE
-    return np.where(own, users.language[user], 0)
+    return users.language[user] * (rng.random(shape) < OWN_LANGUAGE_SHARE)
 
 
 def draw_subscription(
-    users: Users, user: Ints, rng: np.random.Generator
+    users: Users, user: Ints, shape: tuple[int, ...], rng: np.random.Generator
 ) -> Ints:
-    """Draws one of each user's channels [N], the first ones more often."""
-    slot = draw_shares(rng, zipf_shares(NUM_SUBSCRIPTIONS, 0.8), len(user))
-    return users.subscriptions[user, slot]
+    """Draws channels [shape] of the users, the first ones more often."""
+    return users.subscriptions[user, _SUBSCRIPTIONS.draw(rng, shape)]

@@ -30,6 +30,9 @@ BACK_CATALOGUE_DAYS = 365.0
 WORDS_PER_TOPIC = 50
 NUM_COMMON_WORDS = 200
 
+GUIDE_CELLS_PER_VIDEO = 8
+SHARE_CELLS = 2**12
+
 _SYLLABLES = tuple(c + v for c in "bdfghjklmnprstz" for v in "aeiou")
 
 
@@ -76,32 +79,68 @@ class Catalogue:
 class GroupSampler:
     """Draws videos of a given group in proportion to weights.
 
-    Groups are segments of one array of running sums, so a draw for many
-    groups at once is one binary search in that array.
+    Groups are segments of one array of running sums, so draws for many groups
+    at once are one search in it. A guide cuts the sums into equal cells and
+    names the first video of each: most targets need one look into the guide,
+    the others a binary search.
     """
 
     def __init__(self, group: Ints, num_groups: int) -> None:
-        self._order = np.argsort(group, kind="stable")
+        """Sets the groups: int64 [V], or [K, V] for K groupings at once."""
+        self._order = np.argsort(group, axis=None, kind="stable")
+        self._video = self._order % group.shape[-1]
         self._starts = np.searchsorted(
-            group[self._order], np.arange(num_groups + 1)
+            group.ravel()[self._order], np.arange(num_groups + 1)
         )
-        self._sums = np.zeros(len(group) + 1)
+        self._sums = np.zeros(group.size + 1)
 
     def reweight(self, weights: Floats) -> None:
-        """Replaces the weights (float64 [V], not negative)."""
-        np.cumsum(weights[self._order], out=self._sums[1:])
+        """Replaces the weights (float64 [V] or [K, V], not negative)."""
+        np.cumsum(weights.ravel()[self._order], out=self._sums[1:])
+        self._bounds = self._sums[self._starts]
+        cells = GUIDE_CELLS_PER_VIDEO * len(self._video)
+        self._cells_per_weight = cells / (self._sums[-1] or 1.0)
+        first = np.ceil(self._sums * self._cells_per_weight).astype(np.int64)
+        first[-1] = cells + 2  # Rounding may carry a target to the end.
+        self._guide = np.repeat(np.arange(len(self._video)), np.diff(first))
 
     def draw(self, group: Ints, uniform: Floats) -> Ints:
-        """Returns a video per group number [N], -1 for weightless groups."""
-        first, end = self._starts[group], self._starts[group + 1]
-        low, high = self._sums[first], self._sums[end]
+        """Returns a video per group number (of any shape), -1 for none."""
+        low, high = self._bounds[group], self._bounds[group + 1]
         target = low + uniform * (high - low)
-        found = np.searchsorted(self._sums, target, side="right") - 1
-        # Rounding may carry the target to the segment's end, and an empty
-        # last group starts behind the last video.
-        found = np.minimum(found, np.maximum(end - 1, first))
-        video = self._order[np.minimum(found, len(self._order) - 1)]
-        return np.where(high > low, video, -1)
+        found = self._guide[(target * self._cells_per_weight).astype(np.int64)]
+        late = self._sums[found + 1] <= target
+        found[late] = (
+            np.searchsorted(self._sums, target[late], side="right") - 1
+        )
+        # Rounding may carry the target to the segment's end.
+        found = np.minimum(found, self._starts[group + 1] - 1)
+        return np.where(high > low, self._video[found], -1)
+
+
+class ShareTable:
+    """Draws numbers in proportion to fixed shares by looking into a table.
+
+    Each share is a whole number of `SHARE_CELLS` cells, so it is right to
+    1 / SHARE_CELLS; a look costs a fifth of a binary search.
+    """
+
+    def __init__(self, shares: Floats) -> None:
+        """Sets the shares: [n], or one row of them per situation [K, n]."""
+        sums = np.cumsum(np.atleast_2d(shares), axis=1)
+        ends = np.rint(sums / sums[:, -1:] * SHARE_CELLS).astype(np.int64)
+        numbers = np.tile(np.arange(ends.shape[1]), len(ends))
+        self._number = np.repeat(numbers, np.diff(ends, prepend=0).ravel())
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        size: int | tuple[int, ...],
+        row: Ints | int = 0,
+    ) -> Ints:
+        """Draws numbers [size]; `row` (broadcast to it) is the situation."""
+        cell = (rng.random(size) * SHARE_CELLS).astype(np.int64)
+        return self._number[row * SHARE_CELLS + cell]
 
 
 def zipf_shares(count: int, exponent: float) -> Floats:
@@ -266,10 +305,13 @@ class WordNumbers:
 
     def draw_topic_words(self, rng: np.random.Generator, topic: Ints) -> Ints:
         """Draws a word of each topic [N], Zipfian within the topic."""
-        rank = draw_shares(rng, zipf_shares(WORDS_PER_TOPIC, 1.0), len(topic))
+        rank = _TOPIC_WORDS.draw(rng, len(topic))
         return np.asarray(topic * WORDS_PER_TOPIC + rank)
 
     def draw_common_words(self, rng: np.random.Generator, size: int) -> Ints:
         """Draws Zipfian words [size] that belong to no topic."""
-        shares = zipf_shares(NUM_COMMON_WORDS, 1.0)
-        return self.first_common + draw_shares(rng, shares, size)
+        return self.first_common + _COMMON_WORDS.draw(rng, size)
+
+
+_TOPIC_WORDS = ShareTable(zipf_shares(WORDS_PER_TOPIC, 1.0))
+_COMMON_WORDS = ShareTable(zipf_shares(NUM_COMMON_WORDS, 1.0))

@@ -79,45 +79,74 @@ LOADER = """
 import json, sys
 import numpy as np
 import tensorflow as tf
-folder, requests, answers = sys.argv[1:]
+requests, answers = sys.argv[1:]
 ours = ("models", "beam_jobs", "schemas", "tensorflow_transform", "tf_keras")
-signatures = tf.saved_model.load(folder).signatures
 known = {name for name in dir(tf.raw_ops)}
-graph_ops = set()
-for signature in signatures.values():
-    definition = signature.graph.as_graph_def()
-    graph_ops |= {node.op for node in definition.node}
-    for function in definition.library.function:
-        graph_ops |= {node.op for node in function.node_def}
-functions = {
-    f.signature.name
-    for s in signatures.values()
-    for f in s.graph.as_graph_def().library.function
-}
-raw = np.load(requests, allow_pickle=True)["raw"].item()
-out = {}
-for name, inputs in raw.items():
-    outputs = signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
-    out[name] = {k: v.numpy() for k, v in outputs.items()}
+report, out = {}, {}
+asked = np.load(requests, allow_pickle=True)["asked"].item()
+for model, (folder, raw) in asked.items():
+    loaded = tf.saved_model.load(folder)
+    signatures = loaded.signatures
+    graph_ops = set()
+    functions = set()
+    for signature in signatures.values():
+        definition = signature.graph.as_graph_def()
+        graph_ops |= {node.op for node in definition.node}
+        for function in definition.library.function:
+            graph_ops |= {node.op for node in function.node_def}
+            functions.add(function.signature.name)
+    report[model] = {
+        "unknown_ops": sorted(graph_ops - known - functions),
+        "signatures": sorted(signatures),
+    }
+    out[model] = {}
+    for name, inputs in raw.items():
+        outputs = signatures[name](
+            **{k: tf.constant(v) for k, v in inputs.items()}
+        )
+        out[model][name] = {k: v.numpy() for k, v in outputs.items()}
 np.savez(answers, out=out)
-print(json.dumps({
-    "imported": sorted(m for m in ours if m in sys.modules),
-    "unknown_ops": sorted(graph_ops - known - functions),
-    "signatures": sorted(signatures),
-}))
+report["imported"] = sorted(m for m in ours if m in sys.modules)
+print(json.dumps(report))
 """
 
 
-def answer_elsewhere(folder, requests, tmp_path):
-    """Runs signatures in a process that has TensorFlow and nothing of ours."""
-    np.savez(tmp_path / "requests.npz", raw=requests)
+@pytest.fixture(scope="module")
+def elsewhere(
+    world, raw, exported, retrieval_raw, ranking_raw, tmp_path_factory
+):
+    """Answers of a process that has TensorFlow and nothing of ours."""
+    tmp_path = tmp_path_factory.mktemp("elsewhere")
+
+    def examples(names):
+        inputs = [i for i in world.inputs if i.name in names]
+        return {"examples": as_examples(inputs, raw)}
+
+    asked = {
+        "retrieval": (
+            exported.retrieval,
+            {
+                "serving_default": retrieval_raw,
+                "serialized_examples": examples(retrieval_raw),
+                "query_embedding": retrieval_raw,
+            },
+        ),
+        "ranking": (
+            exported.ranking,
+            {
+                "serving_default": ranking_raw,
+                "serialized_examples": examples(ranking_raw),
+            },
+        ),
+    }
+    np.savez(tmp_path / "requests.npz", asked=asked)
     script = tmp_path / "load.py"
     script.write_text(LOADER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment.pop("TF_USE_LEGACY_KERAS", None)
     done = subprocess.run(
         [
-            *(sys.executable, "-I", str(script), str(folder)),
+            *(sys.executable, "-I", str(script)),
             *(str(tmp_path / "requests.npz"), str(tmp_path / "answers.npz")),
         ],
         cwd=tmp_path,
@@ -155,21 +184,9 @@ def as_examples(inputs, raw):
     return np.array(examples, object)
 
 
-def test_retrieval_answers_as_in_process(
-    world, raw, expected, exported, tmp_path, retrieval_raw
-):
-    inputs = [i for i in world.inputs if not i.ranking_only]
-    examples = {"examples": as_examples(inputs, raw)}
-    report, answers = answer_elsewhere(
-        exported.retrieval,
-        {
-            "serving_default": retrieval_raw,
-            "serialized_examples": examples,
-            "query_embedding": retrieval_raw,
-        },
-        tmp_path,
-    )
-    assert report["imported"] == [] and report["unknown_ops"] == []
+def test_retrieval_answers_as_in_process(expected, elsewhere):
+    report, answers = elsewhere[0]["retrieval"], elsewhere[1]["retrieval"]
+    assert elsewhere[0]["imported"] == [] and report["unknown_ops"] == []
     assert report["signatures"] == sorted(answers)
     for signature in ("serving_default", "serialized_examples"):
         answer = answers[signature]
@@ -184,19 +201,10 @@ def test_retrieval_answers_as_in_process(
     )
 
 
-def test_ranking_answers_as_in_process(
-    world, raw, expected, exported, tmp_path, ranking_raw
-):
-    inputs = [i for i in world.inputs if i.name in ranking_raw]
-    report, answers = answer_elsewhere(
-        exported.ranking,
-        {
-            "serving_default": ranking_raw,
-            "serialized_examples": {"examples": as_examples(inputs, raw)},
-        },
-        tmp_path,
-    )
-    assert report["imported"] == [] and report["unknown_ops"] == []
+def test_ranking_answers_as_in_process(expected, elsewhere):
+    report, answers = elsewhere[0]["ranking"], elsewhere[1]["ranking"]
+    assert elsewhere[0]["imported"] == [] and report["unknown_ops"] == []
+    assert report["signatures"] == sorted(answers)
     for signature, answer in answers.items():
         assert set(answer) == {"expected_watch_time_s", "clicked", "score"}
         for name, value in answer.items():
@@ -210,17 +218,34 @@ def test_ranking_answers_as_in_process(
         assert answer["score"][4, 2] == 0 < answer["score"][4, 3]
 
 
+@pytest.fixture(scope="module")
+def retrieve(exported):
+    """The retrieval SavedModel, loaded."""
+    return tf.saved_model.load(exported.retrieval)
+
+
+@pytest.fixture(scope="module")
+def every_video(world):
+    """A service that returns all videos that were not watched."""
+    return RetrievalService(
+        world.retrieval,
+        world.transform,
+        world.inputs,
+        world.video_ids,
+        top_k=100,
+    )
+
+
 def test_recommender_is_both_stages_one_after_the_other(
-    world, raw, exported, retrieval_raw, ranking_raw
+    world, raw, exported, retrieve, retrieval_raw, ranking_raw
 ):
     request = {
         i.name: tf.constant(raw[i.name], i.dtype)
         for i in world.inputs
         if i.axis != "candidate"
     }
-    retrieve = tf.saved_model.load(exported.retrieval).signatures
     rank = tf.saved_model.load(exported.ranking).signatures
-    first = retrieve["serving_default"](
+    first = retrieve.signatures["serving_default"](
         **{n: v for n, v in request.items() if n in retrieval_raw}
     )
     absent = {
@@ -255,14 +280,7 @@ def test_recommender_is_both_stages_one_after_the_other(
     assert (best != np.arange(4)).any()
 
 
-def test_blanks_stay_behind_every_video(world, raw, tmp_path):
-    first = RetrievalService(
-        world.retrieval,
-        world.transform,
-        world.inputs,
-        world.video_ids,
-        top_k=100,
-    )
+def test_blanks_stay_behind_every_video(world, raw, every_video, tmp_path):
     second = RankingService(
         world.ranking,
         world.transform,
@@ -270,7 +288,7 @@ def test_blanks_stay_behind_every_video(world, raw, tmp_path):
         world.lagged,
         str(tmp_path),
     )
-    service = RecommenderService(first, second, top_k=100)
+    service = RecommenderService(every_video, second, top_k=100)
     request = {
         i.name: tf.constant(raw[i.name], i.dtype) for i in service.inputs
     }
@@ -280,14 +298,9 @@ def test_blanks_stay_behind_every_video(world, raw, tmp_path):
     assert (np.diff(blank.astype(int), axis=1) >= 0).all()
 
 
-def test_shorter_lists_mean_the_same_as_padded_ones(world, raw, retrieval_raw):
-    service = RetrievalService(
-        world.retrieval,
-        world.transform,
-        world.inputs,
-        world.video_ids,
-        world.top_k,
-    )
+def test_shorter_lists_mean_the_same_as_padded_ones(
+    world, retrieve, retrieval_raw
+):
     padded = {n: v[1:2] for n, v in retrieval_raw.items()}
     # Request 1 has two watches and no search.
     short = {
@@ -296,7 +309,7 @@ def test_shorter_lists_mean_the_same_as_padded_ones(world, raw, retrieval_raw):
         else v
         for n, v in padded.items()
     }
-    one = service.signatures()["query_embedding"]
+    one = retrieve.signatures["query_embedding"]
     np.testing.assert_array_equal(
         one(**{n: tf.constant(v) for n, v in padded.items()})[
             "query_embedding"
@@ -312,16 +325,11 @@ def test_shorter_lists_mean_the_same_as_padded_ones(world, raw, retrieval_raw):
     )
 
 
-def test_only_a_user_who_watched_all_gets_blanks(world, raw, retrieval_raw):
-    service = RetrievalService(
-        world.retrieval,
-        world.transform,
-        world.inputs,
-        world.video_ids,
-        top_k=100,
-    )
+def test_only_a_user_who_watched_all_gets_blanks(
+    world, raw, every_video, retrieval_raw
+):
     request = {n: tf.constant(v) for n, v in retrieval_raw.items()}
-    answer = service.recommend(request)
+    answer = every_video.recommend(request)
     # K is cut to the 17 videos there are; watched ones leave blanks.
     assert answer["video_ids"].shape == (len(raw["request_time_us"]), 17)
     for row, scores, watched in zip(

@@ -1,5 +1,7 @@
 """Wrong use and bad input: one clear line, an exit code, nothing written."""
 
+import logging
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +36,13 @@ def _fails(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
     """Runs a command that must fail; returns exit code and its one line."""
-    code = main(arguments)
+    # What the libraries log goes to the same place, as without pytest.
+    to_stderr = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(to_stderr)
+    try:
+        code = main(arguments)
+    finally:
+        logging.getLogger().removeHandler(to_stderr)
     said = capsys.readouterr().err
     assert "Traceback" not in said
     lines = [line for line in said.splitlines() if line.strip()]

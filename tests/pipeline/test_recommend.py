@@ -101,9 +101,9 @@ def test_candidates_are_ranked_and_described(retrieval, ranking):
     assert rows[0].predictions["clicked"] == 0.25
     # b is of channel one and topics y, z; e of channel two.
     assert [r.why for r in rows] == [
-        "topic z: 1 of the last 2 watches",
-        "channel two: 1 of the last 2 watches",
-        "channel one: 1 of the last 2 watches",
+        "1 watch of topic z",
+        "1 watch of its channel",
+        "1 watch of its channel",
     ]
 
 

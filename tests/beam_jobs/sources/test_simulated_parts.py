@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_jobs.sources import simulated_behaviour as behaviour
+from beam_jobs.sources.simulated_platform import Platform
 from beam_jobs.sources.simulated_users import (
     Users,
     drift_interests,
@@ -16,6 +17,7 @@ from beam_jobs.sources.simulated_users import (
 from beam_jobs.sources.simulated_videos import (
     Catalogue,
     GroupSampler,
+    ShareTable,
     attractiveness,
     draw_shares,
     make_catalogue,
@@ -80,6 +82,64 @@ def test_shares_are_drawn_as_often_as_they_say() -> None:
     np.testing.assert_allclose(
         np.bincount(drawn), [60_000, 30_000, 20_000], atol=700
     )
+
+
+def test_groups_of_the_platform_hold_what_their_names_say(
+    catalogue: Catalogue, users: Users
+) -> None:
+    platform = Platform(CONFIG, catalogue, users)
+    platform.start_day(1)
+    rng, times = np.random.default_rng(4), 2000
+    topic, language = rng.integers(0, 10, times), rng.integers(0, 5, times)
+    channel = rng.integers(0, CONFIG.num_channels, times)
+    fresh = platform.draw(platform.fresh_of_topic(topic, language), rng)
+    usual = platform.draw(platform.of_topic(topic, language), rng)
+    for drawn in (fresh, usual):
+        found = drawn >= 0
+        assert 100 < found.sum() < times
+        assert (catalogue.topic[drawn] == topic)[found].all()
+        assert (catalogue.language[drawn] == language)[found].all()
+    # New is what was uploaded at most two days before the day begins.
+    uploaded_us = catalogue.upload_time_us[fresh[fresh >= 0]]
+    assert uploaded_us.min() > START_US + DAY_US - 2 * DAY_US
+    assert catalogue.upload_time_us[usual[usual >= 0]].min() < START_US - DAY_US
+    drawn = platform.draw(platform.of_channel(channel), rng)
+    assert (catalogue.channel[drawn] == channel)[drawn >= 0].all()
+    drawn = platform.draw(language, rng)
+    assert (catalogue.language[drawn] == language)[drawn >= 0].all()
+    assert (platform.draw(np.full(9, platform.nothing), rng) == -1).all()
+    # Any uploaded video is as likely as another.
+    drawn = platform.draw(np.full(60_000, platform.uploaded), rng)
+    there = catalogue.upload_time_us < START_US + 2 * DAY_US
+    counts = np.bincount(drawn, minlength=CONFIG.num_videos)
+    assert not counts[~there].any()
+    mean = 60_000 / there.sum()
+    assert abs(counts[there] - mean).max() < 5 * np.sqrt(mean)
+
+
+def test_a_share_table_draws_each_rows_shares() -> None:
+    # 1/4, 3/4 and 1, 0: whole cells of 4096, so exact.
+    table = ShareTable(np.array([[0.25, 0.75], [2.0, 0.0]]))
+    row = np.repeat([0, 1], 40_000)
+    drawn = table.draw(np.random.default_rng(0), len(row), row)
+    assert not drawn[row == 1].any()
+    # Standard deviation: sqrt(40,000 x 3/16) = 87.
+    assert abs(drawn[row == 0].sum() - 30_000) < 4.5 * 87
+    # Ten shares of 1/10 are 409.6 cells each: 409 or 410, never none.
+    tenth = ShareTable(np.ones(10)).draw(np.random.default_rng(1), 400_000)
+    # Standard deviation 190, and at most 1 / 4096 x 400,000 = 98 of rounding.
+    np.testing.assert_allclose(np.bincount(tenth), 40_000, atol=1000)
+
+
+@given(data=st.data())
+def test_is_among_equals_a_search_in_each_row(data: st.DataObject) -> None:
+    width = data.draw(st.sampled_from([8, 24]))
+    seed = data.draw(st.integers(0, 10_000))
+    rng = np.random.default_rng(seed)
+    row = rng.integers(-1, 20, (3, 1, width))
+    value = rng.integers(-1, 20, (3, 5))
+    expected = [[v in row[r, 0].tolist() for v in value[r]] for r in range(3)]
+    assert behaviour.is_among(value, row).tolist() == expected
 
 
 def test_attractiveness_follows_the_curve_of_age(catalogue: Catalogue) -> None:
@@ -223,7 +283,9 @@ def test_watched_shares_have_their_mean() -> None:
     rng = np.random.default_rng(5)
     for mean in (0.05, 0.5, 0.9):
         drawn = behaviour.draw_fractions(rng, np.full(40_000, mean))
-        # Beta(2 m, 2 (1 - m)) has variance m (1 - m) / 3.
+        # Uniform on (0, m) with probability 1 - m, else on (m, 1): the second
+        # moment is (1 - m) m^2 / 3 + m (1 + m + m^2) / 3 = m (1 + 2 m) / 3,
+        # less m^2: a variance of m (1 - m) / 3.
         deviation = np.sqrt(mean * (1 - mean) / 3 / 40_000)
         assert abs(drawn.mean() - mean) < 4.5 * deviation
         assert drawn.var() == pytest.approx(mean * (1 - mean) / 3, rel=0.05)
