@@ -31,6 +31,11 @@ def test_each_export_becomes_the_next_version_once(tmp_path: Path) -> None:
     serving = tmp_path / "serving"
     versions = sorted(p.name for p in (serving / "ranking").iterdir())
     assert versions == ["1", "2"]
+    # Back to the first export: a server takes the highest number.
+    assert publish(first, str(tmp_path)) == {
+        "retrieval": f"{tmp_path}/serving/retrieval/3",
+        "ranking": f"{tmp_path}/serving/ranking/3",
+    }
     for version, text in (("1", "old"), ("2", "new")):
         folder = serving / "retrieval" / version
         assert (folder / "saved_model.pb").read_text() == f"retrieval {text}"

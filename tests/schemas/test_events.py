@@ -73,6 +73,14 @@ def test_unknown_watch_time_is_no_error_and_order_is_not_assumed() -> None:
     assert row_errors("watches", rows, SCHEMA).tolist() == [None, None]
 
 
+def test_the_ends_of_a_range_are_good() -> None:
+    first_us, last_us = 946_684_800_000_000, 4_102_444_800_000_000
+    rows = _watches(
+        watch_time_s=[0.0, 172_800.0], event_time_us=[first_us, last_us]
+    )
+    assert row_errors("watches", rows, SCHEMA).tolist() == [None, None]
+
+
 def test_the_unit_is_named_where_a_time_is_out_of_range() -> None:
     (reason,) = row_errors(
         "watches", _watches(event_time_us=[1_700_000_000]), SCHEMA
