@@ -111,19 +111,20 @@ class RetrievalConfig(Section):
     categorical_dim: Positive = 8
     # Mean bags over the last n watches, all of one table; the paper: [50].
     recency_bags: Units = (50, 5, 1)
-    hidden_units: Units = (256, 128)
+    # ReLU layers before the query embedding; the paper: halving widths.
+    hidden_units: Units = (256,)
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
-    dropout: Share = 0.0
+    dropout: Share = 0.5
     num_negatives: Positive = 1000
     sampler: Literal["log_uniform", "uniform"] = "log_uniform"
     logq_correction: bool = True
-    table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "lazy_adam"
-    table_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "rowwise_adagrad"
+    table_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # Global: shared by all workers.
     batch_size: Positive = 512
-    epochs: Positive = 5
+    epochs: Positive = 6
     # The validation metric that chooses the epoch, higher is better.
     selection_metric: str = "hit_rate_at_50"
     # Stop after so many epochs without a better one.
