@@ -1,5 +1,6 @@
 """What a person sees: lines, tables and progress."""
 
+import math
 import os
 import re
 import sys
@@ -63,8 +64,10 @@ def print_table(
 
 
 def number(value: float | None) -> str:
-    """Four digits after the point; a dash where there is no value."""
-    return "-" if value is None or value != value else f"{value:.4f}"
+    """Four digits after the point; counts whole; a dash for no value."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from pipeline.console import print_metrics
 
 METRICS = {
+    "retrieval.cases": 2272.0,
     "retrieval.hit_rate_at_10": 0.25,
     "retrieval.hit_rate_at_100": 0.75,
     "retrieval.hit_rate_at_50": 0.5,
@@ -25,7 +26,8 @@ def test_each_metric_stands_beside_its_baselines(
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("│")
     ]
-    assert rows[:3] == [
+    assert rows[:4] == [
+        ["cases", "2,272", "-"],
         ["hit_rate_at_10", "0.2500", "0.1250"],
         ["hit_rate_at_50", "0.5000", "-"],
         ["hit_rate_at_100", "0.7500", "-"],
