@@ -8,19 +8,16 @@ from pipeline.publishing import publish
 from pipeline.recommend import print_table, request_of_user
 from pipeline.recommend import recommend as ranked
 from pipeline.run import LEARNT, Run
-from pipeline.stages import ingest, prepare, simulate
+from pipeline.stages import make_events, prepare
 
 DEMO_USERS, DEMO_ROWS = 3, 8
 
 
 def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
     """Builds every stage that is not there, and prints the evaluation."""
-    if run.config.source.kind == "simulated":
-        simulate(run)
-    else:
-        ingest(run, input_dir=input_dir)
-    prepare(run)
-    stages = ModelStages(run.building(*LEARNT))
+    events = make_events(run, input_dir)
+    prepare(run, events)
+    stages = ModelStages(run.building(*LEARNT), events=events)
     stages.retrieval_model()
     stages.index()
     if stages.has_ranking:

@@ -30,9 +30,14 @@ from schemas.vocabularies import Vocabulary
 class ModelStages:
     """The stages after the data stages, each found or, if allowed, built."""
 
-    def __init__(self, run: Run, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        workers: Workers | None = None,
+        events: Artifact | None = None,
+    ) -> None:
         self.run, self.workers = run, workers or Workers()
-        self.data = DataStages(run)
+        self.data = DataStages(run, events)
         self._trainer = Trainer(run, self.data, self.workers)
 
     # Retrieval ------------------------------------------------------------

@@ -4,6 +4,7 @@ Wiring only: which part of which input each stage reads, and hence what its
 fingerprint follows from. Training stages never read the test part.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import yaml
@@ -16,6 +17,7 @@ from pipeline.config import load_mapping_file
 from pipeline.console import say
 from pipeline.run import PREPARED, Run, Sections
 from schemas.artifacts import Artifact, ArtifactWriter, digest
+from schemas.config import SourceConfig
 from schemas.errors import InputError, UsageError
 from schemas.events import ENTITY_KEYS, TIMED_TABLES, EventSchema
 from schemas.features import FeatureSet, feature_set
@@ -59,6 +61,10 @@ def ingest(
     name = mapping or run.config.source.mapping
     if name is None:
         raise UsageError("ingest needs --mapping FILE or source.mapping.")
+    # The work directory remembers where its events are from.
+    source = SourceConfig(kind="mapped", mapping=name)
+    config = run.config.model_copy(update={"source": source})
+    run = dataclasses.replace(run, config=config)
     found = load_mapping_file(name, input_dir)
     loaded = load_mapping(found.content)
 
@@ -82,9 +88,29 @@ def ingest(
     return run.building("events").stage("events", sections, inputs, write)
 
 
-def prepare(run: Run) -> None:
-    """Builds whatever of the data stages is not there yet."""
-    data = DataStages(run.building(*PREPARED))
+def make_events(run: Run, input_dir: str | None = None) -> Artifact:
+    """Simulates or ingests, as the configuration's `source` says.
+
+    A configuration that names no mapping goes on with events that
+    `watchnext ingest` left in the work directory.
+    """
+    if run.config.source.kind == "mapped":
+        return ingest(run, input_dir=input_dir)
+    there = run.store.versions("events")
+    if there and "mapping" in there[-1].manifest["config"]:
+        say(f"events: those ingested, {there[-1].path}")
+        return run.store.latest("events", "ingest")
+    return simulate(run)
+
+
+def prepare(run: Run, events: Artifact | None = None) -> None:
+    """Builds whatever of the data stages is not there yet.
+
+    Args:
+      run: the run.
+      events: to start from; default is the newest of the work directory.
+    """
+    data = DataStages(run.building(*PREPARED), events)
     data.retrieval_examples()
     data.retrieval_holdout()
     if data.schema.has("impressions"):

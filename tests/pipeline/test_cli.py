@@ -9,6 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
+from pipeline.config import load_config
+from pipeline.run import Run, saved_config
+from pipeline.stages import make_events
+from schemas.artifacts import ArtifactStore
+from schemas.config import Config
 
 NOON_US = 1_700_000_000_000_000
 MAPPING = """
@@ -136,6 +141,12 @@ def test_good_logs_become_events(tmp_path, capsys) -> None:
     rows = "a,v,1700000000,61\na,w,1700000100,5\na,v,1700000000,61\n"
     assert main(_logs(tmp_path, HEADER + rows)) == 0
     assert "watches.duplicates 1" in capsys.readouterr().out
+    # A run goes on with them, whatever else its configuration says.
+    store = ArtifactStore(str(tmp_path / "work"))
+    (ingested,) = store.versions("events")
+    assert make_events(Run(Config(), store)).path == ingested.path
+    saved = load_config(saved_config(store.workdir), [])
+    assert saved.source.mapping == str(tmp_path / "m.yaml")
     files = (tmp_path / "work" / "events").glob("*/watches-*.parquet")
     found = pa.concat_tables(pq.read_table(f) for f in files)
     assert found.sort_by("event_time_us").to_pylist() == [
