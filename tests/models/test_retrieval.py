@@ -28,6 +28,7 @@ CONFIG = RetrievalConfig(
     categorical_dim=3,
     recency_bags=(6, 2, 1),
     hidden_units=(16,),
+    dropout=0.0,
     num_negatives=20,
 )
 

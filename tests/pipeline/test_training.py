@@ -29,6 +29,7 @@ CONFIG = RetrievalConfig(
     dropout=0.2,
     num_negatives=20,
     batch_size=BATCH,
+    table_optimizer="lazy_adam",
     table_learning_rate=0.02,
     learning_rate=0.01,
     epochs=4,
