@@ -278,6 +278,12 @@ class DataStages:
         )
 
     def _ranking(self, stage: str, parts: Sequence[PartName]) -> Artifact:
+        if not self.schema.has("impressions"):
+            raise UsageError(
+                f"The events of {self.run.workdir} have no impressions, which "
+                "the ranking model learns from. Map a table `impressions`, or "
+                "use the retrieval model alone."
+            )
         read = _context_of(parts)
 
         def write(writer: ArtifactWriter) -> None:

@@ -163,3 +163,13 @@ def test_good_logs_become_events(tmp_path, capsys) -> None:
             ("w", 100_000_000, 5.0, False),
         ]
     ]
+
+
+def test_a_log_without_impressions_has_no_ranking(tmp_path, capsys) -> None:
+    rows = "a,v,1700000000,61\n"
+    assert main(_logs(tmp_path, HEADER + rows)) == 0
+    capsys.readouterr()
+    workdir = str(tmp_path / "work")
+    code, line = _fails(["train", "ranking", "--workdir", workdir], capsys)
+    assert code == 2
+    assert "no impressions" in line
