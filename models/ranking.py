@@ -226,10 +226,11 @@ class RankingModel(tfrs.Model):
         """Writes `model.json` and the weights; no optimiser, no step."""
         description = {
             "features": to_json(self.features),
-            "sizes": self._sizes,
+            # Plain values: Keras wraps what is assigned to a model.
+            "sizes": dict(self._sizes),
             "config": self.config.model_dump(mode="json"),
             "seed": self.seed,
-            "labels": self.labels,
+            "labels": list(self.labels),
             "positions": self.positions,
         }
         write_model(folder, description, self._parts())
