@@ -39,13 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(
-    no_args_is_help=True,
-    help="Train a model: `retrieval` or `ranking`.",
-    rich_markup_mode=None,
-)
-app.add_typer(train_app, name="train")
-
 ConfigOption = Annotated[
     str | None,
     typer.Option(
@@ -76,6 +69,13 @@ WorkersOption = Annotated[
         help="Local worker processes; on a cluster leave it and set TF_CONFIG.",
     ),
 ]
+
+
+class Model(enum.StrEnum):
+    """What can be trained."""
+
+    retrieval = "retrieval"
+    ranking = "ranking"
 
 
 class Strategy(enum.StrEnum):
@@ -173,8 +173,9 @@ def prepare(
     stages.prepare(_run(config, workdir, overrides, context))
 
 
-@train_app.command("retrieval", epilog=_epilog("train retrieval"))
-def train_retrieval(
+@app.command(epilog=_epilog("train retrieval"))
+def train(
+    model: Annotated[Model, typer.Argument(help="Which model.")],
     workdir: WorkdirOption,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -182,31 +183,16 @@ def train_retrieval(
     strategy: StrategyOption = Strategy.auto,
     tpu: TpuOption = None,
 ) -> None:
-    """Train candidate generation by sampled softmax."""
-    run = _run(config, workdir, overrides).building("retrieval_model")
+    """Train a model: `retrieval` by sampled softmax, or `ranking`."""
+    run = _run(config, workdir, overrides).building(f"{model.value}_model")
     from pipeline.model_stages import ModelStages
     from pipeline.model_training import Workers
 
-    workers = Workers(num_workers, strategy.value, tpu)
-    ModelStages(run, workers).retrieval_model()
-
-
-@train_app.command("ranking", epilog=_epilog("train ranking"))
-def train_ranking(
-    workdir: WorkdirOption,
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    num_workers: WorkersOption = 1,
-    strategy: StrategyOption = Strategy.auto,
-    tpu: TpuOption = None,
-) -> None:
-    """Train ranking by expected watch time."""
-    run = _run(config, workdir, overrides).building("ranking_model")
-    from pipeline.model_stages import ModelStages
-    from pipeline.model_training import Workers
-
-    workers = Workers(num_workers, strategy.value, tpu)
-    ModelStages(run, workers).ranking_model()
+    stages = ModelStages(run, Workers(num_workers, strategy.value, tpu))
+    if model is Model.retrieval:
+        stages.retrieval_model()
+    else:
+        stages.ranking_model()
 
 
 @app.command(epilog=_epilog("index"))

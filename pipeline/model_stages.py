@@ -26,6 +26,8 @@ from schemas.artifacts import Artifact, ArtifactWriter
 from schemas.requests import RawInput, raw_inputs
 from schemas.vocabularies import Vocabulary
 
+_STATISTICS = "statistics.parquet"
+
 
 class ModelStages:
     """The stages after the data stages, each found or, if allowed, built."""
@@ -100,6 +102,10 @@ class ModelStages:
             "transform": self.data.transform().fingerprint(),
             "videos": self.data.events.fingerprint("videos-"),
         }
+        if self.has_ranking and self._has_lagged:
+            # The ranking SavedModel carries their newest values.
+            examples = self.data.ranking_examples()
+            inputs["statistics"] = examples.fingerprint(_STATISTICS)
 
         def write(writer: ArtifactWriter) -> None:
             from models import serving
@@ -140,13 +146,17 @@ class ModelStages:
         sections = {"serving": self.run.config.serving}
         return self.run.stage("export", sections, inputs, write)
 
+    @property
+    def _has_lagged(self) -> bool:
+        return self.run.config.ranking_examples.lagged_statistics
+
     def _lagged_table(self) -> Any:
         from models.lagged_table import LaggedTable
 
-        if not self.run.config.ranking_examples.lagged_statistics:
+        if not self._has_lagged:
             return None
         statistics = _read_table(
-            [self.data.ranking_examples().file("statistics.parquet")]
+            [self.data.ranking_examples().file(_STATISTICS)]
         )
         videos = _read_table(self.data.entity_files("videos"))
         return LaggedTable.build(statistics, videos)
