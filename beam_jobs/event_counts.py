@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs.event_rows import DEAD_LETTERS, Counts
+from schemas.buckets import bucket_name
 from schemas.errors import InputError
 from schemas.events import EventSchema
 
@@ -24,8 +25,7 @@ _EXAMPLE_CHARS = 160
 
 def shard_path(output: str, table: str, shard: int, num_shards: int) -> str:
     """Full path of a table's file."""
-    name = f"{table}-{shard:05d}-of-{num_shards:05d}.parquet"
-    return FileSystems.join(output, name)
+    return FileSystems.join(output, bucket_name(table, shard, num_shards))
 
 
 def complete(counts: Counts, schema: EventSchema) -> dict[str, int]:

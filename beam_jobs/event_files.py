@@ -11,6 +11,7 @@ raw record. Of rows with one key the smallest is kept and the others counted:
 read = good + bad + duplicates, for each table.
 """
 
+import collections
 import dataclasses
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,13 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_jobs.column_shuffle import (
+    GroupByShard,
+    Slice,
+    cut_rows,
+    from_ipc,
+    shard_numbers,
+)
 from beam_jobs.event_counts import check_counts, complete, shard_path
 from beam_jobs.event_rows import (
     DEAD_LETTER_SCHEMA,
@@ -35,7 +43,6 @@ from beam_jobs.event_rows import (
     validate,
 )
 from beam_jobs.runners import count, run_pipeline
-from beam_jobs.user_shards import shard_numbers, to_ipc
 from schemas.errors import InputError
 from schemas.events import (
     LATEST_TIME_US,
@@ -44,6 +51,11 @@ from schemas.events import (
 )
 
 ROW_GROUP_ROWS = 131_072
+# Column whose hash decides on the file of a row.
+_SHARD_KEYS = {
+    **{table: key[0] for table, key in KEYS.items()},
+    DEAD_LETTERS: "record",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +109,13 @@ def run(
     derive_users = schema.has("users") and not any(
         s.table == "users" for s in sources
     )
-    keys = [f"{t}/{n}" for t in _tables(schema) for n in range(num_shards)]
     with run_pipeline(options) as job:
-        split = _ReadAndSplit(list(sources), schema, num_shards, derive_users)
+        read = _Read(list(sources), schema, derive_users)
         dated = (
             job.pipeline
             | "Parts" >> beam.Create(_parts(sources, False), reshuffle=False)
             | "SpreadParts" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(split).with_outputs("start", main="pieces")
+            | "Read" >> beam.ParDo(read).with_outputs("start", main="rows")
         )
         log_start = dated.start | "LogStart" >> beam.CombineGlobally(_earliest)
         undated = (
@@ -113,17 +124,12 @@ def run(
             | "SpreadUndated" >> beam.Reshuffle()
             | "ReadUndated"
             >> beam.ParDo(
-                split, log_start_us=beam.pvalue.AsSingleton(log_start)
-            ).with_outputs("start", main="pieces")
-        )
-        # An empty piece per file: no shard is missing for want of rows.
-        empty = job.pipeline | "Files" >> beam.Create(
-            [(key, b"") for key in keys], reshuffle=False
+                read, log_start_us=beam.pvalue.AsSingleton(log_start)
+            ).with_outputs("start", main="rows")
         )
         _ = (
-            (dated.pieces, undated.pieces, empty)
-            | "Pieces" >> beam.Flatten()
-            | "ByFile" >> beam.GroupByKey()
+            {"dated": dated.rows, "undated": undated.rows}
+            | "Shuffle" >> GroupByShard(_SHARD_KEYS, num_shards)
             | "Write"
             >> beam.ParDo(_Write(schema, output, num_shards, derive_users))
         )
@@ -162,16 +168,9 @@ def write_simulated(
         good, letters, found = validate(table, raw, schema)
         counts += found
         dead.append(letters)
-        shards = shard_numbers(good.column(KEYS[table][0]), num_shards)
-        for shard, piece in _cut(good, shards, num_shards):
-            path = shard_path(output, table, shard, num_shards)
-            counts += _write_shard(path, table, [piece], schema)
+        counts += _write_table(output, table, good, num_shards, schema)
     letters = pa.concat_tables(dead)
-    for shard, piece in _cut(
-        letters, _letter_shards(letters, num_shards), num_shards
-    ):
-        path = shard_path(output, DEAD_LETTERS, shard, num_shards)
-        _write_shard(path, DEAD_LETTERS, [piece], schema)
+    _write_table(output, DEAD_LETTERS, letters, num_shards, schema)
     FileSystems.mkdirs(FileSystems.join(output, "truth"))
     for name, rows in truth.items():
         write_parquet(
@@ -198,20 +197,18 @@ def write_parquet(path: str, rows: pa.Table) -> None:
     FileSystems.rename([temporary], [path])
 
 
-class _ReadAndSplit(beam.DoFn):
-    """(source, part) to (table/shard, IPC bytes); first times to `start`."""
+class _Read(beam.DoFn):
+    """(source, part) to (table, rows); first times to `start`."""
 
     def __init__(
         self,
         sources: Sequence[RawTable],
         schema: EventSchema,
-        num_shards: int,
         derive_users: bool,
     ) -> None:
         super().__init__()
         self._sources = sources
         self._schema = schema
-        self._num_shards = num_shards
         self._derive_users = derive_users
 
     def process(
@@ -230,34 +227,18 @@ class _ReadAndSplit(beam.DoFn):
             rows, letters, counts = validate(source.table, raw, self._schema)
             for name, amount in counts.items():
                 count(name, amount)
-            yield from self._pieces(source.table, rows)
-            yield from self._letters(letters)
+            yield source.table, rows
+            yield DEAD_LETTERS, letters
             if source.table in TIMED_TABLES and rows.num_rows:
                 first = pc.min(rows.column("event_time_us")).as_py()
                 yield beam.pvalue.TaggedOutput("start", first)
                 if self._derive_users:
                     users = pc.unique(rows.column("user_id"))
-                    yield from self._pieces(
-                        "users", pa.table({"user_id": users})
-                    )
-
-    def _pieces(
-        self, table: str, rows: pa.Table
-    ) -> Iterator[tuple[str, bytes]]:
-        shards = shard_numbers(rows.column(KEYS[table][0]), self._num_shards)
-        for shard, piece in _cut(rows, shards, self._num_shards):
-            for data in to_ipc(piece):
-                yield f"{table}/{shard}", data
-
-    def _letters(self, letters: pa.Table) -> Iterator[tuple[str, bytes]]:
-        shards = _letter_shards(letters, self._num_shards)
-        for shard, piece in _cut(letters, shards, self._num_shards):
-            for data in to_ipc(piece):
-                yield f"{DEAD_LETTERS}/{shard}", data
+                    yield "users", pa.table({"user_id": users})
 
 
 class _Write(beam.DoFn):
-    """(table/shard, IPC bytes of all pieces) to one file."""
+    """All slices of a shard to its files, one per table."""
 
     def __init__(
         self,
@@ -272,18 +253,23 @@ class _Write(beam.DoFn):
         self._num_shards = num_shards
         self._derive_users = derive_users
 
-    def process(self, element: tuple[str, Iterable[bytes]]) -> None:
-        key, pieces = element
-        table, shard = key.split("/")
-        tables = [pa.ipc.open_stream(p).read_all() for p in pieces if p]
-        path = shard_path(self._output, table, int(shard), self._num_shards)
-        counts = _write_shard(path, table, tables, self._schema)
-        if self._derive_users and table == "users":
-            # One row a user and batch is how they were found: no duplicates.
-            good = counts["users.good"]
-            counts = Counts({"users.read": good, "users.good": good})
-        for name, amount in counts.items():
-            count(name, amount)
+    def process(self, element: tuple[int, Iterable[Slice]]) -> None:
+        shard, slices = element
+        found = collections.defaultdict(list)
+        for table, data in slices:
+            found[table].append(data)
+        for table in _tables(self._schema):
+            path = shard_path(self._output, table, shard, self._num_shards)
+            # One table in memory at a time.
+            rows = [from_ipc(data) for data in found.pop(table, ())]
+            counts = _write_shard(path, table, rows, self._schema)
+            if self._derive_users and table == "users":
+                # One row a user and batch is how they were found: no
+                # duplicates.
+                good = counts["users.good"]
+                counts = Counts({"users.read": good, "users.good": good})
+            for name, amount in counts.items():
+                count(name, amount)
 
 
 def _write_shard(
@@ -301,19 +287,22 @@ def _write_shard(
     )
 
 
-def _letter_shards(letters: pa.Table, num_shards: int) -> np.ndarray:
-    return shard_numbers(letters.column("record"), num_shards)
-
-
-def _cut(
-    rows: pa.Table, shards: np.ndarray, num_shards: int
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yields every shard's rows, in their order; also those of no rows."""
-    order = np.argsort(shards, kind="stable")
-    rows = rows.take(order)
-    ends = np.searchsorted(shards[order], np.arange(num_shards + 1))
+def _write_table(
+    output: str,
+    table: str,
+    rows: pa.Table,
+    num_shards: int,
+    schema: EventSchema,
+) -> Counts:
+    """Writes all files of a table in memory, also those without rows."""
+    shards = shard_numbers(rows.column(_SHARD_KEYS[table]), num_shards)
+    pieces = dict(cut_rows(rows, shards))
+    counts = Counts()
     for shard in range(num_shards):
-        yield shard, rows.slice(ends[shard], ends[shard + 1] - ends[shard])
+        path = shard_path(output, table, shard, num_shards)
+        found = [pieces[shard]] if shard in pieces else []
+        counts += _write_shard(path, table, found, schema)
+    return counts
 
 
 def _earliest(times_us: Iterable[int]) -> int:

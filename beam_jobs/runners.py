@@ -4,12 +4,14 @@ Default is the FnApiRunner, inside this process. Beam's own default, the
 DirectRunner, first tries to download a runner; it is used only when asked for.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import errno
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -22,6 +24,8 @@ from schemas import errors
 
 DEFAULT_RUNNER = "FnApiRunner"
 COUNTERS = "watchnext"
+# Runners that hold what is being shuffled in the memory of this process.
+_IN_PROCESS = ("FnApiRunner", "BundleBasedDirectRunner")
 # What a worker's stack trace says of an error of ours: type and one line.
 _OWN_ERROR = re.compile(r"schemas\.errors\.(\w+): (.*)")
 _WHILE_RUNNING = re.compile(r" \[while running '.*$")
@@ -34,6 +38,20 @@ def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         standard.runner = DEFAULT_RUNNER
     return options
+
+
+class ShuffleOptions(PipelineOptions):
+    """Where a job of this machine may put what is being shuffled."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--spill_folder", help=argparse.SUPPRESS)
+
+
+def spill_folder(options: PipelineOptions) -> str | None:
+    """The folder for shuffled bytes; None: they travel through the runner."""
+    folder = options.view_as(ShuffleOptions).spill_folder
+    return str(folder) if folder else None
 
 
 def runner_name(options: PipelineOptions) -> str:
@@ -58,12 +76,40 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
         of a stack trace, from which the error is made again.
       OSError: ENOSPC, likewise.
     """
-    run = JobRun(beam.Pipeline(options=options))
-    yield run
+    with _spilling(options):
+        run = JobRun(beam.Pipeline(options=options))
+        yield run
+        result = _finished(run.pipeline)
+    run.counts.update(_counters(result))
+
+
+def count(name: str, amount: int) -> None:
+    """Adds to the counter `watchnext/<name>`; for use inside a worker."""
+    beam.metrics.Metrics.counter(COUNTERS, name).inc(int(amount))
+
+
+@contextlib.contextmanager
+def _spilling(options: PipelineOptions) -> Iterator[None]:
+    """Gives a job of this process a folder for what it shuffles."""
+    shuffle = options.view_as(ShuffleOptions)
+    if runner_name(options) not in _IN_PROCESS:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="watchnext-shuffle-") as folder:
+        shuffle.spill_folder = folder
+        try:
+            yield
+        finally:
+            shuffle.spill_folder = None
+
+
+def _finished(pipeline: beam.Pipeline) -> beam.runners.runner.PipelineResult:
+    """Runs a pipeline; errors of ours come back as they were raised."""
     try:
         with _without_traces_of_own_errors():
-            result = run.pipeline.run()
+            result = pipeline.run()
             result.wait_until_finish()
+            return result
     except errors.WatchnextError as error:
         raise type(error)(_message(str(error))) from error
     except Exception as error:
@@ -75,12 +121,6 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
         if kind is None:
             raise
         raise kind(_message(own[-1][1])) from error
-    run.counts.update(_counters(result))
-
-
-def count(name: str, amount: int) -> None:
-    """Adds to the counter `watchnext/<name>`; for use inside a worker."""
-    beam.metrics.Metrics.counter(COUNTERS, name).inc(int(amount))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from beam_jobs.output_files import make_folder, write_bytes, write_parquet
 from beam_jobs.runners import count, run_pipeline
 from beam_jobs.user_shards import PART, GroupByUserShard, UserShard
 from beam_jobs.watch_rows import undated
+from schemas.buckets import bucket_name
 from schemas.config import SplitConfig
 from schemas.errors import InputError
 from schemas.events import TIMED_TABLES, EventSchema
@@ -284,7 +285,7 @@ def _write_parts(shard: UserShard, output: str, num_shards: int) -> None:
         rows = rows.drop_columns([PART])
         for number, part in enumerate(PARTS):
             chosen = rows.filter(pa.array(parts == number))
-            name = f"{table}-{shard.shard:05d}-of-{num_shards:05d}.parquet"
+            name = bucket_name(table, shard.shard, num_shards)
             write_parquet(FileSystems.join(output, part, name), chosen)
             count(f"{part}_{table}", chosen.num_rows)
         count(f"after_test_{table}", np.sum(parts == _BEYOND))

@@ -1,14 +1,13 @@
-"""The columnar shuffle: all events of a user in one place, as Arrow tables.
+"""All events of a user in one place, as Arrow tables.
 
-A batch of events is split by a stable hash of `user_id` and the pieces travel
-as Arrow IPC bytes, so the grouping moves a few thousand elements, not one per
-event. Each shard is then sorted as a whole into a total order; every later
-step works on whole shards with vectorised code. The order of files, row
-groups, bundles and rows leaves no trace in a shard.
+Every later step works on whole shards with vectorised code. Event files that
+are bucketed by user already (as `ingest`, `simulate` and the split write
+them) are read shard by shard; others go through the columnar shuffle. Each
+shard is sorted as a whole into a total order: the order of files, row groups,
+bundles and rows leaves no trace in it.
 """
 
 import dataclasses
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
@@ -16,19 +15,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.events import ReadEvents
+from beam_jobs.column_shuffle import (
+    GroupByShard,
+    Slice,
+    cut_rows,
+    from_ipc,
+    shard_numbers,
+    to_ipc,
+)
+from beam_jobs.events import ReadEvents, read_tables
 from beam_jobs.runners import count
+from schemas.buckets import bucket_of
 from schemas.errors import InputError
 from schemas.events import EventSchema
-from schemas.hashing import hash_strings, mix
 
 # Values of the column `part`; `all` marks rows that no split divided.
 PART_CODES = {"train": 0, "valid": 1, "test": 2, "all": 0}
 PART = "part"
-# Beam's runners get slow and some refuse elements of tens of megabytes.
-MAX_ELEMENT_BYTES = 8 << 20
 # One shard's columns in memory. Arrow's 32-bit string offsets end at 2 GiB.
 MAX_SHARD_BYTES = 2 << 30
+# Rows of one table that may wait in a shard before heavy users are capped: a
+# bot's events come from thousands of batches, each capped for itself.
+_UNCAPPED_ROWS = 1 << 21
+
+# Table -> part (a key of `PART_CODES`) -> files.
+Sources = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +108,7 @@ class GroupByUserShard(beam.PTransform):
 
     def __init__(
         self,
-        sources: Mapping[str, Mapping[str, Sequence[str]]],
+        sources: Sources,
         schema: EventSchema,
         num_shards: int,
         max_events_per_user: int,
@@ -125,106 +136,188 @@ class GroupByUserShard(beam.PTransform):
         }
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        pieces = [
+        if is_bucketed(self._sources, self._num_shards):
+            return self._read_shards(pipeline)
+        return self._shuffle(pipeline)
+
+    def _read_shards(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        numbers = range(self._num_shards)
+        return (
             pipeline
-            | f"Read/{table}/{part}" >> ReadEvents(files, self._schemas[table])
-            | f"Split/{table}/{part}"
-            >> beam.FlatMap(
-                split_batch,
-                table=table,
-                part=part,
+            | "ShardNumbers" >> beam.Create(numbers, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "ReadShard"
+            >> beam.Map(
+                read_shard,
+                sources=self._sources,
+                schemas=self._schemas,
                 num_shards=self._num_shards,
                 cap=self._cap,
             )
+        )
+
+    def _shuffle(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        batches = {
+            f"{table}/{part}": pipeline
+            | f"Read/{table}/{part}" >> ReadEvents(files, self._schemas[table])
+            | f"Cap/{table}/{part}"
+            >> beam.Map(cap_batch, table=table, part=part, cap=self._cap)
             for table, parts in sorted(self._sources.items())
             for part, files in sorted(parts.items())
-        ]
-        # An empty piece per shard: no shard is missing for want of users.
-        numbers = range(self._num_shards)
-        pieces.append(
-            pipeline
-            | "ShardNumbers"
-            >> beam.Create([(n, ("", b"")) for n in numbers], reshuffle=False)
-        )
+        }
+        keys = dict.fromkeys(self._sources, "user_id")
         return (
-            pieces
-            | "AllPieces" >> beam.Flatten()
-            | "ByShard" >> beam.GroupByKey()
+            batches
+            | "Shuffle" >> GroupByShard(keys, self._num_shards)
             | "Sort"
             >> beam.Map(build_shard, schemas=self._schemas, cap=self._cap)
         )
 
 
-def shard_numbers(
-    user_ids: pa.Array | pa.ChunkedArray, num_shards: int
-) -> np.ndarray:
-    """The shard of each user id, int64 [n]: stable hash mod `num_shards`."""
-    hashes = mix(0, hash_strings(user_ids))
-    return (hashes % np.uint64(num_shards)).astype(np.int64)
+def is_bucketed(sources: Sources, num_shards: int) -> bool:
+    """Whether each part's files are one per shard of users, by their names.
+
+    `read_shard` checks that what is in them is so.
+    """
+    expected = [(shard, num_shards) for shard in range(num_shards)]
+    return all(
+        sorted(map(bucket_of, files)) == expected
+        for parts in sources.values()
+        for files in parts.values()
+    )
+
+
+def read_shard(
+    shard: int,
+    *,
+    sources: Sources,
+    schemas: Mapping[str, pa.Schema],
+    num_shards: int,
+    cap: int,
+) -> UserShard:
+    """Reads one shard from files that are bucketed by user.
+
+    Raises:
+      InputError: a file has a user of another shard.
+    """
+    rows: dict[str, _ShardRows] = {}
+    for table, parts in sources.items():
+        rows[table] = _ShardRows(table, schemas[table], cap)
+        for part, files in parts.items():
+            # The files are one per shard, so sorted by number.
+            path = sorted(files)[shard]
+            found = read_tables([path], schemas[table])
+            users = pc.unique(found.column("user_id"))
+            if np.any(shard_numbers(users, num_shards) != shard):
+                raise InputError(
+                    f"{path} has users of other shards, although its name "
+                    f"says that it is bucketed by user into {num_shards}. "
+                    "Run the stage that wrote it again, or rename it."
+                )
+            rows[table].add(_with_part(found, part))
+    return _sorted_shard(shard, rows)
 
 
 def split_batch(
     rows: pa.Table, *, table: str, part: str, num_shards: int, cap: int
 ) -> Iterator[tuple[int, tuple[str, bytes]]]:
-    """Cuts a batch into (shard, (table, IPC bytes)) of a bounded size.
-
-    The cap on heavy users is applied here first, and to the whole shard
-    later: rows beyond it in a batch are beyond it in the shard.
-    """
-    code = pa.array(np.full(rows.num_rows, PART_CODES[part], np.int8))
-    rows = rows.append_column(PART, code).combine_chunks()
-    encoded = rows.column("user_id").combine_chunks().dictionary_encode()
-    users = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    if users.size and np.bincount(users).max() > cap:
-        order = total_order(rows, users)
-        rows, users = rows.take(order), users[order]
-        rows, users = _cap_users(table, rows, users, cap)
+    """Cuts rows into the (shard, (table, IPC bytes)) of a shuffle at once."""
+    table, rows = cap_batch(rows, table=table, part=part, cap=cap)
     shards = shard_numbers(rows.column("user_id"), num_shards)
-    order = np.argsort(shards, kind="stable")
-    rows = rows.take(order)
-    ends = np.searchsorted(shards[order], np.arange(num_shards + 1))
-    for shard in range(num_shards):
-        piece = rows.slice(ends[shard], ends[shard + 1] - ends[shard])
+    for shard, piece in cut_rows(rows, shards):
         for data in to_ipc(piece):
             yield shard, (table, data)
 
 
+def cap_batch(
+    rows: pa.Table, *, table: str, part: str, cap: int
+) -> tuple[str, pa.Table]:
+    """A batch as (table, rows with their part), without heavy users' excess.
+
+    The whole shard is capped later: rows beyond the cap in a batch are beyond
+    it in the shard.
+    """
+    rows = _with_part(rows, part)
+    encoded = rows.column("user_id").combine_chunks().dictionary_encode()
+    users = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    if users.size and np.bincount(users).max() > cap:
+        order = total_order(rows, users)
+        rows, _ = _cap_users(table, rows.take(order), users[order], cap)
+    return table, rows
+
+
 def build_shard(
-    grouped: tuple[int, Iterable[tuple[str, bytes]]],
+    grouped: tuple[int, Iterable[Slice]],
     *,
     schemas: Mapping[str, pa.Schema],
     cap: int,
 ) -> UserShard:
-    """Joins and sorts the (table, IPC bytes) pieces of one shard."""
-    shard, pieces = grouped
-    found: dict[str, list[pa.Table]] = {
-        table: [schema.append(pa.field(PART, pa.int8())).empty_table()]
-        for table, schema in schemas.items()
-    }
-    total = 0
-    for table, data in pieces:
-        total += len(data)
-        if total > MAX_SHARD_BYTES:
-            raise InputError(
-                f"User shard {shard} exceeds {MAX_SHARD_BYTES >> 20} MiB; "
-                "raise beam.num_shards or lower beam.max_events_per_user."
-            )
+    """Joins and sorts the slices of one shard."""
+    shard, slices = grouped
+    rows = {t: _ShardRows(t, schema, cap) for t, schema in schemas.items()}
+    for table, data in slices:
         if table:
-            found[table].append(pa.ipc.open_stream(data).read_all())
-    tables = {
-        table: pa.concat_tables(found.pop(table)).combine_chunks()
-        for table in list(found)
-    }
-    user_ids = _distinct_users(tables.values())
-    codes = {}
-    for table, rows in tables.items():
+            rows[table].add(from_ipc(data))
+    return _sorted_shard(shard, rows)
+
+
+class _ShardRows:
+    """Rows of one table of a shard: no more than the cap on users keeps."""
+
+    def __init__(self, table: str, schema: pa.Schema, cap: int) -> None:
+        self._table, self._cap = table, cap
+        schema = schema.append(pa.field(PART, pa.int8()))
+        self._pieces = [schema.empty_table()]
+        self._num_rows, self._limit = 0, _UNCAPPED_ROWS
+        self.num_bytes = 0
+
+    def add(self, rows: pa.Table) -> None:
+        self._pieces.append(rows)
+        self._num_rows += rows.num_rows
+        self.num_bytes += rows.nbytes
+        if self._num_rows > self._limit:
+            kept, _ = self.sorted(_distinct_users([self.users()]))
+            self._pieces, self._num_rows = [kept], kept.num_rows
+            self.num_bytes = kept.nbytes
+            # Twice what was kept: each row is sorted twice on average.
+            self._limit = max(_UNCAPPED_ROWS, 2 * kept.num_rows)
+
+    def users(self) -> pa.ChunkedArray:
+        """The users of the rows so far, repeated."""
+        chunks = [c for p in self._pieces for c in p.column("user_id").chunks]
+        return pa.chunked_array(chunks, pa.string())
+
+    def sorted(self, user_ids: pa.StringArray) -> tuple[pa.Table, np.ndarray]:
+        """The capped rows in total order, and each one's user."""
+        rows = self._joined()
         users = _positions(rows.column("user_id"), user_ids)
         order = total_order(rows, users)
-        tables[table], codes[table] = _cap_users(
-            table, rows.take(order), users[order], cap
+        # Files that the split wrote are in order already.
+        if np.any(order[1:] < order[:-1]):
+            rows, users = rows.take(pa.array(order)), users[order]
+        rows, users = _cap_users(self._table, rows, users, self._cap)
+        return rows.combine_chunks(), users
+
+    def _joined(self) -> pa.Table:
+        return pa.concat_tables(self._pieces).combine_chunks()
+
+
+def _sorted_shard(shard: int, tables: Mapping[str, _ShardRows]) -> UserShard:
+    if sum(rows.num_bytes for rows in tables.values()) > MAX_SHARD_BYTES:
+        raise InputError(
+            f"User shard {shard} exceeds {MAX_SHARD_BYTES >> 20} MiB; "
+            "raise beam.num_shards or lower beam.max_events_per_user."
         )
-        tables[table] = tables[table].combine_chunks()
-    return UserShard(shard, user_ids, tables, codes)
+    user_ids = _distinct_users(rows.users() for rows in tables.values())
+    found, codes = {}, {}
+    for table, rows in tables.items():
+        found[table], codes[table] = rows.sorted(user_ids)
+    return UserShard(shard, user_ids, found, codes)
+
+
+def _with_part(rows: pa.Table, part: str) -> pa.Table:
+    code = pa.array(np.full(rows.num_rows, PART_CODES[part], np.int8))
+    return rows.append_column(PART, code).combine_chunks()
 
 
 def total_order(rows: pa.Table, users: np.ndarray) -> np.ndarray:
@@ -289,28 +382,15 @@ def _cap_users(
     return rows.filter(pa.array(keep)), users[keep]
 
 
-def _distinct_users(tables: Iterable[pa.Table]) -> pa.StringArray:
-    distinct = [pc.unique(rows.column("user_id")) for rows in tables]
-    users = pc.unique(pa.chunked_array(distinct, pa.string()))
+def _distinct_users(columns: Iterable[pa.ChunkedArray]) -> pa.StringArray:
+    users = pa.chunked_array([pc.unique(c) for c in columns], pa.string())
+    users = pc.unique(users)
     return users.take(pc.array_sort_indices(users))
 
 
 def _positions(values: pa.ChunkedArray, sorted_ids: pa.Array) -> np.ndarray:
     found = pc.index_in(values.combine_chunks(), value_set=sorted_ids)
     return found.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def to_ipc(rows: pa.Table) -> Iterator[bytes]:
-    """Arrow IPC streams of at most about `MAX_ELEMENT_BYTES` each."""
-    if rows.num_rows == 0:
-        return
-    # `get_total_buffer_size` would count what a slice shares with its parent.
-    step = max(1, rows.num_rows * MAX_ELEMENT_BYTES // max(1, rows.nbytes))
-    for start in range(0, rows.num_rows, step):
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, rows.schema) as writer:
-            writer.write_table(rows.slice(start, step).combine_chunks())
-        yield sink.getvalue()
 
 
 def _selected(schema: pa.Schema, names: Sequence[str] | None) -> pa.Schema:

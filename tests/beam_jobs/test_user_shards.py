@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_jobs import user_shards
+from beam_jobs import column_shuffle, user_shards
 from beam_jobs.runners import pipeline_options, run_pipeline
 from beam_jobs.user_shards import (
     GroupByUserShard,
@@ -170,7 +170,7 @@ def test_cap_keeps_the_most_recent_of_each_part() -> None:
 
 
 def test_elements_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_shards, "MAX_ELEMENT_BYTES", 4096)
+    monkeypatch.setattr(column_shuffle, "MAX_ELEMENT_BYTES", 4096)
     rows = watches([("a", f"v{t}", t, 1.0, True) for t in range(1000)])
     pieces = list(
         split_batch(rows, table="watches", part="train", num_shards=1, cap=2000)
