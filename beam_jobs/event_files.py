@@ -30,6 +30,7 @@ from beam_jobs.column_shuffle import (
     Slice,
     cut_rows,
     from_ipc,
+    num_shards_for,
     shard_numbers,
 )
 from beam_jobs.event_counts import check_counts, complete, shard_path
@@ -51,6 +52,8 @@ from schemas.events import (
 )
 
 ROW_GROUP_ROWS = 131_072
+# Of outside logs: some 60 as text, some 15 as Parquet.
+_BYTES_PER_EVENT = 32
 # Column whose hash decides on the file of a row.
 _SHARD_KEYS = {
     **{table: key[0] for table, key in KEYS.items()},
@@ -69,19 +72,21 @@ class RawTable:
         `log_start_us` is None unless `before_log`.
       before_log: the rows are placed before the first event of all other
         sources (a history without dates), so they are read after those.
+      num_bytes: size of what is read, which suggests the number of files.
     """
 
     table: str
     parts: Sequence[tuple[Any, ...]]
     read: Callable[[tuple[Any, ...], int | None], Iterable[RawRows]]
     before_log: bool = False
+    num_bytes: int = 0
 
 
 def run(
     sources: Sequence[RawTable],
     schema: EventSchema,
     output: str,
-    num_shards: int,
+    num_shards: int | None,
     max_bad_share: float,
     options: PipelineOptions,
 ) -> dict[str, int]:
@@ -93,6 +98,7 @@ def run(
       schema: what the log has.
       output: an existing folder to fill, on any file system Beam knows.
       num_shards: files per table; the bytes depend on nothing else here.
+        None: by the size of the sources.
       max_bad_share: largest share of bad rows per table, in [0, 1].
       options: Beam's.
 
@@ -105,6 +111,9 @@ def run(
         than allowed (the commonest reasons are named), or no good row in
         `watches`, `videos` or `users`.
     """
+    if num_shards is None:
+        num_bytes = sum(source.num_bytes for source in sources)
+        num_shards = num_shards_for(num_bytes // _BYTES_PER_EVENT)
     _check_arguments(sources, schema, num_shards, max_bad_share)
     derive_users = schema.has("users") and not any(
         s.table == "users" for s in sources
@@ -143,7 +152,7 @@ def write_simulated(
     tables: Mapping[str, pa.Table],
     truth: Mapping[str, pa.Table],
     output: str,
-    num_shards: int,
+    num_shards: int | None,
     max_bad_share: float = 0.0,
 ) -> dict[str, int]:
     """Writes tables in memory by the same rules, without a Beam job.
@@ -160,6 +169,8 @@ def write_simulated(
       InputError: as `run`.
     """
     schema = EventSchema.of_tables(tables)
+    if num_shards is None:
+        num_shards = num_shards_for(sum(t.num_rows for t in tables.values()))
     _check_arguments((), schema, num_shards, max_bad_share)
     counts, dead = Counts(), [DEAD_LETTER_SCHEMA.empty_table()]
     for table, rows in tables.items():

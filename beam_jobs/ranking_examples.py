@@ -18,7 +18,7 @@ from beam_jobs.lagged_statistics import LaggedStatistics
 from beam_jobs.ranking_requests import RankingBatch, RankingRequests
 from beam_jobs.runners import count, run_pipeline
 from beam_jobs.transform_graph import TransformGraph
-from beam_jobs.user_shards import GroupByUserShard, UserShard
+from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
 from schemas.artifacts import join
 from schemas.config import (
     BeamConfig,
@@ -91,10 +91,11 @@ def run(
     sources = {t: dict(p) for t, p in files.items() if schema.has(t)}
     if schema.has("users"):
         sources["users"] = {"all": users}
+    num_shards = num_shards_of(sources, shards.num_shards)
     write = _WriteExamples(
         parts=parts,
         output=output,
-        num_shards=shards.num_shards,
+        num_shards=num_shards,
         transform_path=transform_path,
         statistics_path=statistics_path,
         videos=videos,
@@ -108,7 +109,7 @@ def run(
             job.pipeline
             | "Shards"
             >> GroupByUserShard(
-                sources, schema, shards.num_shards, shards.max_events_per_user
+                sources, schema, num_shards, shards.max_events_per_user
             )
             | "Write" >> beam.ParDo(write)
         )

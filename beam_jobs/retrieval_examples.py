@@ -26,7 +26,7 @@ from beam_jobs.example_files import (
 from beam_jobs.histories import RawRequests, TimeIndex, string_objects
 from beam_jobs.runners import count, run_pipeline
 from beam_jobs.transform_graph import TransformGraph
-from beam_jobs.user_shards import GroupByUserShard, UserShard
+from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
 from beam_jobs.watch_rows import PartName, completed_rows
 from schemas.config import (
     BeamConfig,
@@ -93,6 +93,7 @@ def run(
                 sources.setdefault(table, {})[part] = tables[table]
     if schema.has("users"):
         sources["users"] = {"all": users_files}
+    num_shards = num_shards_of(sources, beam_config.num_shards)
     builder = ExampleBuilder(
         transform=transform,
         inputs=tuple(
@@ -112,7 +113,7 @@ def run(
             >> GroupByUserShard(
                 sources,
                 schema,
-                beam_config.num_shards,
+                num_shards,
                 beam_config.max_events_per_user,
             )
             | "Write"
@@ -122,7 +123,7 @@ def run(
                     features,
                     vocabularies,
                     output,
-                    beam_config.num_shards,
+                    num_shards,
                     tuple(parts),
                 )
             )

@@ -26,7 +26,12 @@ from beam_jobs.events import ReadEvents
 from beam_jobs.histories import watch_end_us
 from beam_jobs.output_files import make_folder, write_bytes, write_parquet
 from beam_jobs.runners import count, run_pipeline
-from beam_jobs.user_shards import PART, GroupByUserShard, UserShard
+from beam_jobs.user_shards import (
+    PART,
+    GroupByUserShard,
+    UserShard,
+    num_shards_of,
+)
 from beam_jobs.watch_rows import undated
 from schemas.buckets import bucket_name
 from schemas.config import SplitConfig
@@ -45,7 +50,7 @@ def run(
     event_files: Mapping[str, Sequence[str]],
     schema: EventSchema,
     config: SplitConfig,
-    num_shards: int,
+    num_shards: int | None,
     output: str,
     options: PipelineOptions,
 ) -> dict[str, int]:
@@ -55,7 +60,7 @@ def run(
       event_files: timed table -> Parquet files; other tables are ignored.
       schema: what the log has.
       config: the protocol and its intervals.
-      num_shards: files per part and table.
+      num_shards: files per part and table; None: as many as the events'.
       output: an empty folder.
       options: of the runner.
 
@@ -68,14 +73,13 @@ def run(
         a part without watches, or unreadable files.
     """
     tables = {t: list(event_files[t]) for t in TIMED_TABLES if schema.has(t)}
+    sources = {t: {"all": files} for t, files in tables.items()}
+    num_shards = num_shards_of(sources, num_shards)
     for part in PARTS:
         make_folder(FileSystems.join(output, part))
     with run_pipeline(options) as job:
         shards = job.pipeline | "Group" >> GroupByUserShard(
-            {t: {"all": files} for t, files in tables.items()},
-            schema,
-            num_shards,
-            _NO_CAP,
+            sources, schema, num_shards, _NO_CAP
         )
         if config.protocol == "time":
             bounds = _time_bounds(job.pipeline, tables, schema, config)

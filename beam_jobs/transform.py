@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 import tensorflow_transform.beam as tft_beam
 from apache_beam.io.filesystems import FileSystems
@@ -19,13 +18,14 @@ from tfx_bsl.tfxio import tensor_adapter, tensor_representation_util
 
 from beam_jobs import lagged_statistics
 from beam_jobs.catalogue import VideoCatalogue
+from beam_jobs.events import count_rows
 from beam_jobs.histories import RawRequests
 from beam_jobs.preprocessing import ROW_KEY, make_preprocessing_fn
 from beam_jobs.ranking_requests import RankingRequests
 from beam_jobs.reproducible_model import make_reproducible
 from beam_jobs.runners import count, run_pipeline
 from beam_jobs.transform_graph import TransformGraph
-from beam_jobs.user_shards import GroupByUserShard, UserShard
+from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
 from beam_jobs.video_table import VideoTable
 from beam_jobs.watch_rows import completed_rows
 from schemas.artifacts import join
@@ -173,13 +173,12 @@ def _batches(
         for table in tables
     }
     grouped = pipeline | "Shards" >> GroupByUserShard(
-        sources, schema, shards.num_shards, shards.max_events_per_user
+        sources,
+        schema,
+        num_shards_of(sources, shards.num_shards),
+        shards.max_events_per_user,
     )
-    return (
-        grouped
-        | "Requests" >> beam.ParDo(requests)
-        | "Spread" >> beam.Reshuffle()
-    )
+    return grouped | "Requests" >> beam.ParDo(requests)
 
 
 def _analyze(
@@ -326,8 +325,4 @@ def _share(
 ) -> float:
     """Share of the requests that are expected to have `sample_size` rows."""
     table = "impressions" if schema.has("impressions") else "watches"
-    rows = 0
-    for path in files[table]:
-        with FileSystems.open(path, compression_type="uncompressed") as stream:
-            rows += pq.ParquetFile(stream).metadata.num_rows
-    return min(1.0, sample_size / max(rows, 1))
+    return min(1.0, sample_size / max(count_rows(files[table]), 1))

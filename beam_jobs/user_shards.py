@@ -20,10 +20,11 @@ from beam_jobs.column_shuffle import (
     Slice,
     cut_rows,
     from_ipc,
+    num_shards_for,
     shard_numbers,
     to_ipc,
 )
-from beam_jobs.events import ReadEvents, read_tables
+from beam_jobs.events import ReadEvents, count_rows, read_tables
 from beam_jobs.runners import count
 from schemas.buckets import bucket_of
 from schemas.errors import InputError
@@ -172,6 +173,21 @@ class GroupByUserShard(beam.PTransform):
             | "Sort"
             >> beam.Map(build_shard, schemas=self._schemas, cap=self._cap)
         )
+
+
+def num_shards_of(sources: Sources, wanted: int | None) -> int:
+    """The number of shards of a job: as wanted, or as its files suggest.
+
+    Files that are bucketed by user stay as they are; else it follows from the
+    number of rows (`num_shards_for`).
+    """
+    if wanted is not None:
+        return wanted
+    files = [f for parts in sources.values() for p in parts.values() for f in p]
+    numbers = {bucket_of(path)[1] for path in files}
+    if len(numbers) == 1 and (found := numbers.pop()):
+        return found
+    return num_shards_for(count_rows(files))
 
 
 def is_bucketed(sources: Sources, num_shards: int) -> bool:

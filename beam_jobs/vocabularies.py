@@ -26,7 +26,7 @@ from beam_jobs.catalogue import VideoCatalogue
 from beam_jobs.histories import TimeIndex, string_objects
 from beam_jobs.runners import count, run_pipeline
 from beam_jobs.tokens import query_tokens
-from beam_jobs.user_shards import GroupByUserShard, UserShard
+from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
 from beam_jobs.watch_rows import completed_rows
 from schemas.config import BeamConfig, VocabulariesConfig
 from schemas.errors import InputError
@@ -97,7 +97,7 @@ def run(
             >> GroupByUserShard(
                 sources,
                 schema,
-                beam_config.num_shards,
+                num_shards_of(sources, beam_config.num_shards),
                 beam_config.max_events_per_user,
             )
             | "Count"

@@ -52,7 +52,8 @@ class SplitConfig(Section):
 class BeamConfig(Section):
     """What bounds the memory and the bytes of the Beam jobs."""
 
-    num_shards: Positive = 8
+    # Files a table; null: by the number of events, some 260,000 each.
+    num_shards: Positive | None = None
     # Rows of one table kept per user, the most recent ones; the rest counted.
     max_events_per_user: Positive = 100_000
     max_bad_share: Share = 0.01

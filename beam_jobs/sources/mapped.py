@@ -35,7 +35,7 @@ def run(
     mapping: Mapping,
     root: str,
     output: str,
-    num_shards: int,
+    num_shards: int | None,
     max_bad_share: float,
     options: PipelineOptions,
 ) -> dict[str, int]:
@@ -104,4 +104,6 @@ def _table_source(mapping: Mapping, table: str, root: str) -> RawTable:
     parts = [(n, p) for n, f in enumerate(files) for p in parts_of(f)]
     if not parts:
         raise InputError(f"{files[0].name} is empty; it has no records.")
-    return RawTable(table, parts, _Read(tuple(files), reader))
+    num_bytes = sum(file.num_bytes for file in files)
+    read = _Read(tuple(files), reader)
+    return RawTable(table, parts, read, num_bytes=num_bytes)

@@ -36,6 +36,7 @@ class LogFile:
     name: str
     format: FileFormat
     delimiter: str = ","
+    num_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,13 @@ def find_files(
             raise InputError(_not_found(root, pattern))
         found.update({m.path: m for m in match.metadata_list})
     return [
-        LogFile(path, path.removeprefix(root + "/"), kind, delimiter)
+        LogFile(
+            path,
+            path.removeprefix(root + "/"),
+            kind,
+            delimiter,
+            found[path].size_in_bytes,
+        )
         for path in sorted(found)
     ]
 

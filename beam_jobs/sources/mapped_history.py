@@ -51,7 +51,8 @@ def history_table(
                 )
     parts = [(n, p) for n, f in enumerate(files) for p in parts_of(f)]
     read = _Read(tuple(files), history, schema.arrow("watches"))
-    return RawTable("watches", parts, read, before_log=True)
+    num_bytes = sum(file.num_bytes for file in files)
+    return RawTable("watches", parts, read, True, num_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
