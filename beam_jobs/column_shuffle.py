@@ -4,17 +4,19 @@ A row's shard is a stable hash of its key (user or video) mod the number of
 shards. Batches are cut by shard and the slices travel as compressed Arrow IPC
 streams, so that a grouping moves thousands of elements, not one per event.
 
-Two things keep it fast at any size. A slice of a few rows costs as much as
-one of a thousand, so rows wait until slices are thick; and a batch cannot be
-cut into thousands of thick slices, so beyond `ONE_PASS_SHARDS` the rows are
-partitioned twice, by groups of shards and then within a group (radix
-partitioning). An in-process runner keeps all that is being grouped in memory:
-there the slices wait in a file (`spill.py`).
+What keeps it fast at any size: a slice of a few rows costs as much as one of
+a thousand. So rows wait until slices are thick; thin shards travel in groups;
+and as a batch cannot be cut into thousands of thick slices, beyond
+`ONE_PASS_GROUPS` the rows are partitioned twice, into wide groups and then
+within each (radix partitioning). An in-process runner keeps all that is being
+grouped in memory: there the slices wait in a file (`spill.py`).
 """
 
+import dataclasses
 import io
 import itertools
 import math
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -35,14 +37,14 @@ MAX_ELEMENT_BYTES = 8 << 20
 SLICE_ROWS = 1000
 # 128 x SLICE_ROWS: what one row group of our files (131,072 rows) can be cut
 # into without thin slices.
-ONE_PASS_SHARDS = 128
+ONE_PASS_GROUPS = 128
 # Some 30 MB of events: many shards fit a worker's memory, and hundreds of
 # thousands of events share the fixed cost of a shard (files, tables: 10 ms).
 _ROWS_PER_SHARD = 1 << 18
 _MIN_SHARDS, _MAX_SHARDS = 8, 40_000
-# Shards per task of the second pass: 4,096 shards of 30 MB in 64 groups make
-# tasks of 2 GB, streamed; more tasks would only make thinner slices.
-_SHARDS_PER_SALT = 4096
+# 8,192 groups are 90 wide ones, so 90 tasks of the second pass; each further
+# 8,192 add as many, at the price of thinner slices.
+_GROUPS_PER_SALT = 8192
 
 # A table's name and its rows: an IPC stream, or where one was spilled.
 Slice = tuple[str, bytes | Spilled]
@@ -62,101 +64,125 @@ def shard_numbers(
     return (hashes % np.uint64(num_shards)).astype(np.int64)
 
 
+def shards_per_task(num_shards: int, num_rows: int) -> int:
+    """How many thin shards to move together: none of thick ones."""
+    return max(1, _ROWS_PER_SHARD * num_shards // max(num_rows, 1))
+
+
 class GroupByShard(beam.PTransform):
     """Brings the rows of each shard together.
 
     Args:
       keys: table -> the column whose hash decides on a row's shard.
       num_shards: number of shards.
+      width: neighbouring shards that come as one group, where they are thin.
 
     Expands collections of (table, `pa.Table`), as a dict from label to
-    collection, to a PCollection of (shard, iterable of `Slice`): each number
-    exactly once; a shard without rows has the one slice ("", b"").
+    collection, to a PCollection of (group, iterable of `Slice`): group g has
+    the shards g * width .. (g + 1) * width - 1. Each number exactly once; a
+    group without rows has the one slice ("", b"").
     """
 
-    def __init__(self, keys: Mapping[str, str], num_shards: int) -> None:
+    def __init__(
+        self, keys: Mapping[str, str], num_shards: int, width: int = 1
+    ) -> None:
         super().__init__()
-        if num_shards < 1:
+        if num_shards < 1 or width < 1:
             raise ValueError(
-                f"`num_shards` must be at least 1, got {num_shards}."
+                "`num_shards` and `width` must be at least 1, got "
+                f"{num_shards} and {width}."
             )
-        self._keys, self._num_shards = dict(keys), num_shards
+        self._keys = dict(keys)
+        self._num_shards, self._width = num_shards, width
 
     # Beam reads annotations as type hints, and knows none for a mapping.
     def expand(self, batches: Any) -> beam.PCollection:
         pipeline = next(iter(batches.values())).pipeline
         folder = spill_folder(pipeline.options)
-        # Of k groups each has at most `width` shards; both are near the root.
-        two_passes = self._num_shards > ONE_PASS_SHARDS
-        groups = min(ONE_PASS_SHARDS, math.ceil(math.sqrt(self._num_shards)))
-        width = math.ceil(self._num_shards / groups) if two_passes else 1
-        salts = 1 + self._num_shards // _SHARDS_PER_SALT if two_passes else 1
-        cut = _Cut(self._keys, self._num_shards, width, salts)
-        slices = [
-            rows | f"Split/{label}" >> beam.ParDo(SplitRows(cut, folder))
-            for label, rows in batches.items()
-        ]
-        if two_passes:
-            fine = _Cut(self._keys, self._num_shards, 1, 1, fan_out=width)
+        num_groups = math.ceil(self._num_shards / self._width)
+        last = self._cut(self._width)
+        slices: list[beam.PCollection]
+        if num_groups <= ONE_PASS_GROUPS:
+            slices = self._split(batches, last, folder)
+        else:
+            # Both passes cut into about the root of the number of groups.
+            wide = math.ceil(
+                num_groups / min(ONE_PASS_GROUPS, math.isqrt(num_groups))
+            )
+            salts = 1 + num_groups // _GROUPS_PER_SALT
+            first = self._cut(self._width * wide, salts)
+            last = dataclasses.replace(last, fan_out=wide)
             grouped = (
-                slices
-                | "AllGroups" >> beam.Flatten()
-                | "ByGroup" >> beam.GroupByKey()
+                self._split(batches, first, folder)
+                | "AllSplit" >> beam.Flatten()
+                | "ByWideGroup" >> beam.GroupByKey()
             )
             slices = [
-                grouped | "SplitAgain" >> beam.ParDo(SplitAgain(fine, folder))
+                grouped | "SplitAgain" >> beam.ParDo(SplitAgain(last, folder))
             ]
-        # An empty slice per shard: no shard is missing for want of rows.
-        numbers = range(self._num_shards)
+        # An empty slice per group: no shard is missing for want of rows.
+        empty = [(number, ("", b"")) for number in range(num_groups)]
         slices.append(
-            pipeline
-            | "ShardNumbers"
-            >> beam.Create([(n, ("", b"")) for n in numbers], reshuffle=False)
+            pipeline | "Groups" >> beam.Create(empty, reshuffle=False)
         )
         return (
             slices
             | "AllSlices" >> beam.Flatten()
-            | "ByShard" >> beam.GroupByKey()
+            | "ByGroup" >> beam.GroupByKey()
         )
 
+    def _cut(self, width: int, salts: int = 1) -> "Cut":
+        fan_out = math.ceil(self._num_shards / width)
+        return Cut(self._keys, self._num_shards, width, salts, fan_out)
 
-class _Cut:
-    """How a table is cut: which rows have a key in common.
+    def _split(
+        self,
+        batches: Mapping[str, beam.PCollection],
+        cut: "Cut",
+        folder: str | None,
+    ) -> list[beam.PCollection]:
+        return [
+            rows | f"Split/{label}" >> beam.ParDo(SplitRows(cut, folder))
+            for label, rows in batches.items()
+        ]
 
-    The key of shard s is s // width, and with several salts one of `salts`
-    keys for it, so that one group of a pass is several tasks.
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How a table is cut into slices.
+
+    Attributes:
+      keys: table -> the column whose hash decides on a row's shard.
+      num_shards: number of shards.
+      width: shards that have a key in common: that of shard s is s // width.
+      salts: how many keys there are in place of each, so that a group of the
+        first pass is several tasks of the second.
+      fan_out: into how many slices rows that wait together are cut.
     """
 
-    def __init__(
-        self,
-        keys: Mapping[str, str],
-        num_shards: int,
-        width: int,
-        salts: int,
-        fan_out: int | None = None,
-    ) -> None:
-        self._keys, self._num_shards = dict(keys), num_shards
-        self._width, self._salts = width, salts
-        # Into how many slices rows that wait together are cut.
-        self.fan_out = fan_out or math.ceil(num_shards / width)
+    keys: Mapping[str, str]
+    num_shards: int
+    width: int
+    salts: int
+    fan_out: int
 
     def __call__(
         self, table: str, rows: pa.Table
     ) -> Iterator[tuple[int, bytes]]:
         """Yields (key, IPC stream)."""
-        shards = shard_numbers(rows.column(self._keys[table]), self._num_shards)
+        shards = shard_numbers(rows.column(self.keys[table]), self.num_shards)
         # The salt only spreads work: any number that is the same when the
         # same rows are cut again will do.
-        salt = int(shards[0]) % self._salts if len(shards) else 0
-        for number, piece in cut_rows(rows, shards // self._width):
+        salt = int(shards[0]) % self.salts if len(shards) else 0
+        for number, piece in cut_rows(rows, shards // self.width):
             for data in to_ipc(piece):
-                yield number * self._salts + salt, data
+                yield number * self.salts + salt, data
 
 
 class _Waiting:
     """Rows that wait to be cut, by table."""
 
-    def __init__(self, cut: _Cut) -> None:
+    def __init__(self, cut: Cut) -> None:
         self._cut = cut
         self._rows: dict[str, list[pa.Table]] = defaultdict(list)
         self._counts: Counter[str] = Counter()
@@ -185,7 +211,7 @@ class _Waiting:
 class _Sends(beam.DoFn):
     """What both passes share: slices leave in memory or in a file."""
 
-    def __init__(self, cut: _Cut, folder: str | None) -> None:
+    def __init__(self, cut: Cut, folder: str | None) -> None:
         super().__init__()
         self._cut, self._folder = cut, folder
 
@@ -243,14 +269,22 @@ def to_ipc(rows: pa.Table) -> Iterator[bytes]:
     step = max(1, rows.num_rows * MAX_ELEMENT_BYTES // max(1, rows.nbytes))
     for start in range(0, rows.num_rows, step):
         sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, rows.schema, options=_IPC) as writer:
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
             writer.write_table(rows.slice(start, step).combine_chunks())
-        yield sink.getvalue()
+        # As one piece: Arrow's own compression sets up a codec per buffer,
+        # which takes 1 ms for a slice of a thousand rows; this takes 0.2.
+        yield struct.pack("<q", sink.tell()) + _CODEC.compress(
+            sink.getbuffer(), asbytes=True
+        )
 
 
 def from_ipc(data: bytes | Spilled) -> pa.Table:
     """The rows of a slice."""
-    return pa.ipc.open_stream(load(data)).read_all()
+    data = load(data)
+    (size,) = struct.unpack_from("<q", data)
+    stream = _CODEC.decompress(memoryview(data)[8:], size)
+    return pa.ipc.open_stream(stream).read_all()
 
 
-_IPC = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
+# A third of the bytes, which is what a cluster's shuffle costs.
+_CODEC = pa.Codec("zstd", 1)

@@ -19,7 +19,8 @@ from beam_jobs.histories import (
     with_absent,
 )
 from beam_jobs.lagged_statistics import LaggedStatistics, local_days
-from beam_jobs.user_shards import PART, PART_CODES, UserShard
+from beam_jobs.shard_rows import PART, PART_CODES
+from beam_jobs.user_shards import UserShard
 from schemas.hashing import hash_strings, mix, uniform
 from schemas.requests import RawInput
 

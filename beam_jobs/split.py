@@ -26,8 +26,8 @@ from beam_jobs.events import ReadEvents
 from beam_jobs.histories import watch_end_us
 from beam_jobs.output_files import make_folder, write_bytes, write_parquet
 from beam_jobs.runners import count, run_pipeline
+from beam_jobs.shard_rows import PART
 from beam_jobs.user_shards import (
-    PART,
     GroupByUserShard,
     UserShard,
     num_shards_of,

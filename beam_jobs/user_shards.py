@@ -22,22 +22,24 @@ from beam_jobs.column_shuffle import (
     from_ipc,
     num_shards_for,
     shard_numbers,
+    shards_per_task,
     to_ipc,
 )
 from beam_jobs.events import ReadEvents, count_rows, read_tables
-from beam_jobs.runners import count
+from beam_jobs.shard_rows import (
+    PART_CODES,
+    ShardRows,
+    cap_users,
+    distinct_users,
+    total_order,
+    with_part,
+)
 from schemas.buckets import bucket_of
 from schemas.errors import InputError
 from schemas.events import EventSchema
 
-# Values of the column `part`; `all` marks rows that no split divided.
-PART_CODES = {"train": 0, "valid": 1, "test": 2, "all": 0}
-PART = "part"
 # One shard's columns in memory. Arrow's 32-bit string offsets end at 2 GiB.
 MAX_SHARD_BYTES = 2 << 30
-# Rows of one table that may wait in a shard before heavy users are capped: a
-# bot's events come from thousands of batches, each capped for itself.
-_UNCAPPED_ROWS = 1 << 21
 
 # Table -> part (a key of `PART_CODES`) -> files.
 Sources = Mapping[str, Mapping[str, Sequence[str]]]
@@ -166,12 +168,20 @@ class GroupByUserShard(beam.PTransform):
             for table, parts in sorted(self._sources.items())
             for part, files in sorted(parts.items())
         }
+        num_rows = count_rows(_files(self._sources))
+        width = shards_per_task(self._num_shards, num_rows)
         keys = dict.fromkeys(self._sources, "user_id")
         return (
             batches
-            | "Shuffle" >> GroupByShard(keys, self._num_shards)
+            | "Shuffle" >> GroupByShard(keys, self._num_shards, width)
             | "Sort"
-            >> beam.Map(build_shard, schemas=self._schemas, cap=self._cap)
+            >> beam.FlatMap(
+                build_shards,
+                num_shards=self._num_shards,
+                width=width,
+                schemas=self._schemas,
+                cap=self._cap,
+            )
         )
 
 
@@ -183,11 +193,15 @@ def num_shards_of(sources: Sources, wanted: int | None) -> int:
     """
     if wanted is not None:
         return wanted
-    files = [f for parts in sources.values() for p in parts.values() for f in p]
+    files = _files(sources)
     numbers = {bucket_of(path)[1] for path in files}
     if len(numbers) == 1 and (found := numbers.pop()):
         return found
     return num_shards_for(count_rows(files))
+
+
+def _files(sources: Sources) -> list[str]:
+    return [f for parts in sources.values() for p in parts.values() for f in p]
 
 
 def is_bucketed(sources: Sources, num_shards: int) -> bool:
@@ -216,9 +230,9 @@ def read_shard(
     Raises:
       InputError: a file has a user of another shard.
     """
-    rows: dict[str, _ShardRows] = {}
+    rows: dict[str, ShardRows] = {}
     for table, parts in sources.items():
-        rows[table] = _ShardRows(table, schemas[table], cap)
+        rows[table] = ShardRows(table, schemas[table], cap)
         for part, files in parts.items():
             # The files are one per shard, so sorted by number.
             path = sorted(files)[shard]
@@ -230,7 +244,7 @@ def read_shard(
                     f"says that it is bucketed by user into {num_shards}. "
                     "Run the stage that wrote it again, or rename it."
                 )
-            rows[table].add(_with_part(found, part))
+            rows[table].add(with_part(found, part))
     return _sorted_shard(shard, rows)
 
 
@@ -253,12 +267,12 @@ def cap_batch(
     The whole shard is capped later: rows beyond the cap in a batch are beyond
     it in the shard.
     """
-    rows = _with_part(rows, part)
+    rows = with_part(rows, part)
     encoded = rows.column("user_id").combine_chunks().dictionary_encode()
     users = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     if users.size and np.bincount(users).max() > cap:
         order = total_order(rows, users)
-        rows, _ = _cap_users(table, rows.take(order), users[order], cap)
+        rows, _ = cap_users(table, rows.take(order), users[order], cap)
     return table, rows
 
 
@@ -270,143 +284,73 @@ def build_shard(
 ) -> UserShard:
     """Joins and sorts the slices of one shard."""
     shard, slices = grouped
-    rows = {t: _ShardRows(t, schema, cap) for t, schema in schemas.items()}
+    return _sorted_shard(shard, _joined_slices(slices, schemas, cap))
+
+
+def build_shards(
+    grouped: tuple[int, Iterable[Slice]],
+    *,
+    num_shards: int,
+    width: int,
+    schemas: Mapping[str, pa.Schema],
+    cap: int,
+) -> Iterator[UserShard]:
+    """Joins and sorts the slices of a group of shards; yields each of them.
+
+    Thin shards cost little together: they are sorted as one, by (shard, user,
+    ...), and are then views of its rows.
+    """
+    group, slices = grouped
+    first = group * width
+    rows = _joined_slices(slices, schemas, cap)
+    if width == 1:
+        yield _sorted_shard(first, rows)
+        return
+    together = _sorted_shard(first, rows, num_shards)
+    of_users = shard_numbers(together.user_ids, num_shards)
+    numbers = np.arange(first, min(first + width, num_shards) + 1)
+    users = np.searchsorted(of_users, numbers)
+    bounds = {
+        table: np.searchsorted(codes, users)
+        for table, codes in together.user_codes.items()
+    }
+    for i, shard in enumerate(numbers[:-1]):
+        tables, codes = {}, {}
+        for table, found in together.tables.items():
+            start, end = bounds[table][i : i + 2]
+            tables[table] = found.slice(start, end - start)
+            codes[table] = together.user_codes[table][start:end] - users[i]
+        ids = together.user_ids.slice(users[i], users[i + 1] - users[i])
+        yield UserShard(int(shard), ids, tables, codes)
+
+
+def _joined_slices(
+    slices: Iterable[Slice], schemas: Mapping[str, pa.Schema], cap: int
+) -> dict[str, "ShardRows"]:
+    rows = {t: ShardRows(t, schema, cap) for t, schema in schemas.items()}
     for table, data in slices:
         if table:
             rows[table].add(from_ipc(data))
-    return _sorted_shard(shard, rows)
+    return rows
 
 
-class _ShardRows:
-    """Rows of one table of a shard: no more than the cap on users keeps."""
-
-    def __init__(self, table: str, schema: pa.Schema, cap: int) -> None:
-        self._table, self._cap = table, cap
-        schema = schema.append(pa.field(PART, pa.int8()))
-        self._pieces = [schema.empty_table()]
-        self._num_rows, self._limit = 0, _UNCAPPED_ROWS
-        self.num_bytes = 0
-
-    def add(self, rows: pa.Table) -> None:
-        self._pieces.append(rows)
-        self._num_rows += rows.num_rows
-        self.num_bytes += rows.nbytes
-        if self._num_rows > self._limit:
-            kept, _ = self.sorted(_distinct_users([self.users()]))
-            self._pieces, self._num_rows = [kept], kept.num_rows
-            self.num_bytes = kept.nbytes
-            # Twice what was kept: each row is sorted twice on average.
-            self._limit = max(_UNCAPPED_ROWS, 2 * kept.num_rows)
-
-    def users(self) -> pa.ChunkedArray:
-        """The users of the rows so far, repeated."""
-        chunks = [c for p in self._pieces for c in p.column("user_id").chunks]
-        return pa.chunked_array(chunks, pa.string())
-
-    def sorted(self, user_ids: pa.StringArray) -> tuple[pa.Table, np.ndarray]:
-        """The capped rows in total order, and each one's user."""
-        rows = self._joined()
-        users = _positions(rows.column("user_id"), user_ids)
-        order = total_order(rows, users)
-        # Files that the split wrote are in order already.
-        if np.any(order[1:] < order[:-1]):
-            rows, users = rows.take(pa.array(order)), users[order]
-        rows, users = _cap_users(self._table, rows, users, self._cap)
-        return rows.combine_chunks(), users
-
-    def _joined(self) -> pa.Table:
-        return pa.concat_tables(self._pieces).combine_chunks()
-
-
-def _sorted_shard(shard: int, tables: Mapping[str, _ShardRows]) -> UserShard:
+def _sorted_shard(
+    shard: int, tables: Mapping[str, ShardRows], num_shards: int = 1
+) -> UserShard:
+    """Sorts tables by (shard of `num_shards`, user, time, ...)."""
     if sum(rows.num_bytes for rows in tables.values()) > MAX_SHARD_BYTES:
         raise InputError(
             f"User shard {shard} exceeds {MAX_SHARD_BYTES >> 20} MiB; "
             "raise beam.num_shards or lower beam.max_events_per_user."
         )
-    user_ids = _distinct_users(rows.users() for rows in tables.values())
+    user_ids = distinct_users(rows.users() for rows in tables.values())
+    if num_shards > 1:
+        order = np.argsort(shard_numbers(user_ids, num_shards), kind="stable")
+        user_ids = user_ids.take(pa.array(order))
     found, codes = {}, {}
     for table, rows in tables.items():
         found[table], codes[table] = rows.sorted(user_ids)
     return UserShard(shard, user_ids, found, codes)
-
-
-def _with_part(rows: pa.Table, part: str) -> pa.Table:
-    code = pa.array(np.full(rows.num_rows, PART_CODES[part], np.int8))
-    return rows.append_column(PART, code).combine_chunks()
-
-
-def total_order(rows: pa.Table, users: np.ndarray) -> np.ndarray:
-    """Indices that sort rows by (user, time, every other column in order).
-
-    Rows that are still equal are the same in every column, so it does not
-    matter which comes first.
-    """
-    timed = "event_time_us" in rows.column_names
-    times = (
-        rows.column("event_time_us").to_numpy()
-        if timed
-        else np.zeros(rows.num_rows, np.int64)
-    )
-    order = np.lexsort((times, users))
-    users, times = users[order], times[order]
-    # Only rows equal in user and time need the slower comparison by columns.
-    equal = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    tied = np.zeros(rows.num_rows, bool)
-    tied[1:] |= equal
-    tied[:-1] |= equal
-    places = np.flatnonzero(tied)
-    if places.size:
-        group = np.cumsum(np.concatenate(([True], ~equal)))[places]
-        order[places] = order[places][
-            _tie_order(rows.take(order[places]), group)
-        ]
-    return order
-
-
-def _tie_order(rows: pa.Table, group: np.ndarray) -> np.ndarray:
-    keys = {"": pa.array(group)}
-    for name in rows.column_names:
-        if name in ("user_id", "event_time_us"):
-            continue
-        values = rows.column(name)
-        if pa.types.is_list(values.type):
-            # Unit separator: no text of a log has it inside a term.
-            values = pc.binary_join(values, "\x1f")
-        elif pa.types.is_boolean(values.type):
-            values = values.cast(pa.int8())
-        keys[name] = values
-    by = [(name, "ascending") for name in keys]
-    return pc.sort_indices(pa.table(keys), sort_keys=by).to_numpy()
-
-
-def _cap_users(
-    table: str, rows: pa.Table, users: np.ndarray, cap: int
-) -> tuple[pa.Table, np.ndarray]:
-    """Keeps the last `cap` rows of each (user, part); rows are in order."""
-    if users.size == 0 or np.bincount(users).max() <= cap:
-        # Zero is counted too: the same counters, however the rows came.
-        count(f"{table}_over_user_cap", 0)
-        return rows, users
-    parts = rows.column(PART).to_numpy().astype(np.int64)
-    owner = users * len(PART_CODES) + parts
-    by_owner = np.argsort(owner, kind="stable")
-    ends = np.searchsorted(owner[by_owner], owner[by_owner], side="right")
-    keep = np.zeros(users.size, bool)
-    keep[by_owner] = ends - np.arange(users.size) <= cap
-    count(f"{table}_over_user_cap", users.size - keep.sum())
-    return rows.filter(pa.array(keep)), users[keep]
-
-
-def _distinct_users(columns: Iterable[pa.ChunkedArray]) -> pa.StringArray:
-    users = pa.chunked_array([pc.unique(c) for c in columns], pa.string())
-    users = pc.unique(users)
-    return users.take(pc.array_sort_indices(users))
-
-
-def _positions(values: pa.ChunkedArray, sorted_ids: pa.Array) -> np.ndarray:
-    found = pc.index_in(values.combine_chunks(), value_set=sorted_ids)
-    return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _selected(schema: pa.Schema, names: Sequence[str] | None) -> pa.Schema:

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from beam_jobs.histories import watch_end_us
-from beam_jobs.user_shards import PART, PART_CODES, UserShard
+from beam_jobs.shard_rows import PART, PART_CODES
+from beam_jobs.user_shards import UserShard
 
 PartName = Literal["train", "valid", "test"]
 

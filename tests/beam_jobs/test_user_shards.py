@@ -13,15 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_jobs import column_shuffle, user_shards
+from beam_jobs import column_shuffle, shard_rows, user_shards
 from beam_jobs.runners import pipeline_options, run_pipeline
 from beam_jobs.user_shards import (
     GroupByUserShard,
     UserShard,
     build_shard,
+    build_shards,
+    num_shards_of,
     shard_numbers,
     split_batch,
 )
+from schemas.buckets import bucket_name
 from schemas.errors import InputError
 from schemas.events import EventSchema
 
@@ -272,6 +275,132 @@ def test_cap_is_counted_across_batches(tmp_path: Path) -> None:
             {"watches": {"all": [str(tmp_path / "w.parquet")]}}, SCHEMA, 2, 3
         )
     assert job.counts == {"watches_over_user_cap": 7}
+
+
+def test_thin_shards_are_the_same_together() -> None:
+    rows = watches(
+        [(f"u{i % 19}", f"v{i % 5}", i % 7, None, True) for i in range(300)]
+    )
+    pieces = list(
+        split_batch(rows, table="watches", part="train", num_shards=10, cap=9)
+    )
+    schemas = {"watches": WATCHES}
+    together = [
+        shard
+        for group in range(3)  # Shards 0-3, 4-7 and 8-9.
+        for shard in build_shards(
+            (group, [p for n, p in pieces if n // 4 == group]),
+            num_shards=10,
+            width=4,
+            schemas=schemas,
+            cap=9,
+        )
+    ]
+    assert [shard.shard for shard in together] == list(range(10))
+    for shard in together:
+        alone = build_shard(
+            (shard.shard, [p for n, p in pieces if n == shard.shard]),
+            schemas=schemas,
+            cap=9,
+        )
+        assert shard.user_ids.equals(alone.user_ids)
+        assert shard.tables["watches"].equals(alone.tables["watches"])
+        codes = shard.user_codes["watches"]
+        assert codes.tolist() == alone.user_codes["watches"].tolist()
+        # Views of one column chunk, as every shard's columns are.
+        assert shard.arrow("watches", "video_id").equals(
+            alone.arrow("watches", "video_id")
+        )
+    assert sum(len(shard.user_ids) > 0 for shard in together) > 5
+
+
+def bucketed(folder: Path, rows: pa.Table, num_shards: int) -> list[str]:
+    """Files by user shard, rows in reverse, row groups of 3."""
+    shards = shard_numbers(rows.column("user_id"), num_shards)
+    paths = []
+    for shard in range(num_shards):
+        mine = rows.filter(pa.array(shards == shard))
+        mine = mine.take(pa.array(np.arange(mine.num_rows)[::-1]))
+        paths.append(str(folder / bucket_name("watches", shard, num_shards)))
+        pq.write_table(mine, paths[-1], row_group_size=3)
+    return paths
+
+
+def read_by_job(folder: Path, files: list[str], num_shards: int) -> list:
+    folder.mkdir()
+    with run_pipeline(pipeline_options()) as job:
+        _ = (
+            job.pipeline
+            | GroupByUserShard(
+                {"watches": {"train": files}}, SCHEMA, num_shards, 4
+            )
+            | beam.ParDo(_Save(str(folder)))
+        )
+    shards = [
+        pickle.loads((folder / f"{n}.pickle").read_bytes())
+        for n in range(num_shards)
+    ]
+    return [job.counts, *(s.tables["watches"].to_pylist() for s in shards)]
+
+
+def test_bucketed_files_need_no_shuffle_and_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = watches(
+        [(f"u{i % 11}", f"v{i % 3}", i % 5, None, True) for i in range(90)]
+    )
+    files = bucketed(tmp_path, rows, 3)
+    loose = str(tmp_path / "loose.parquet")
+    pq.write_table(rows, loose)
+    shuffled = read_by_job(tmp_path / "shuffled", [loose], 3)
+
+    def no_shuffle(*args: object) -> None:
+        raise AssertionError("shuffled")
+
+    monkeypatch.setattr(user_shards, "ReadEvents", no_shuffle)
+    read = read_by_job(tmp_path / "read", files[::-1], 3)
+    assert read == shuffled
+    # 11 users of 8 or 9 rows each, cap 4: 90 - 44 are left out.
+    assert read[0] == {"watches_over_user_cap": 46}
+
+
+def test_a_file_that_is_not_bucketed_as_its_name_says_is_refused(
+    tmp_path: Path,
+) -> None:
+    rows = watches([(f"u{i}", "v", i, None, True) for i in range(20)])
+    files = bucketed(tmp_path, rows, 2)
+    Path(files[0]).replace(tmp_path / "kept")
+    Path(files[1]).replace(files[0])
+    (tmp_path / "kept").replace(files[1])
+    with pytest.raises(InputError, match="has users of other shards"):
+        read_by_job(tmp_path / "read", files, 2)
+
+
+def test_number_of_shards_is_that_of_bucketed_files(tmp_path: Path) -> None:
+    rows = watches([("a", "v", 1, None, True)])
+    files = bucketed(tmp_path, rows, 3)
+    assert num_shards_of({"watches": {"all": files}}, None) == 3
+    assert num_shards_of({"watches": {"all": files}}, 5) == 5
+    loose = str(tmp_path / "loose.parquet")
+    pq.write_table(rows, loose)
+    assert num_shards_of({"watches": {"all": [loose]}}, None) == 8
+
+
+def test_a_bot_is_capped_while_its_rows_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_rows, "_UNCAPPED_ROWS", 50)
+    rows = watches([("bot", f"v{t}", t, None, True) for t in range(1000)])
+    found = shard_rows.ShardRows("watches", WATCHES, 7)
+    sizes = []
+    for start in range(0, 1000, 20):
+        found.add(shard_rows.with_part(rows.slice(start, 20), "train"))
+        sizes.append(found.num_bytes)
+    # Some 45 bytes a row: at most 50 + 20 rows wait, not 1,000.
+    assert max(sizes) < 70 * 60
+    kept, _ = found.sorted(pa.array(["bot"]))
+    times = [(t - DAY) // 1_000_000 for t in kept["event_time_us"].to_pylist()]
+    assert times == list(range(993, 1000))
 
 
 def test_unknown_part_is_refused() -> None:
