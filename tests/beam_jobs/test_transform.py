@@ -127,7 +127,7 @@ def test_rows_are_requests_at_label_times(
     raw = request(inputs, USERS)
     raw["user_age"][:] = np.arange(USERS)
     found = transform.TransformGraph(path)(raw)["user_age"]
-    # Every distinct age is a knot (40 < 4 x 200), so x~ is exact.
+    # Every distinct age is a knot (40 < 16 x 200), so x~ is exact.
     exact = [(user[chosen] < a).mean() for a in range(USERS)]
     np.testing.assert_allclose(found[:, 0], exact, atol=1e-6)
     assert not found[:, 3].any()
