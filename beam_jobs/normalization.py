@@ -60,8 +60,7 @@ def knots_from_sample(
       knots float32 [m], rising and distinct, m < `max_knots`; levels float32
       [m, 2]: P(X < knot) and P(X <= knot).
     """
-    # -0.0 equals 0.0, so which of them stays would depend on the order.
-    values = np.sort(values[~np.isnan(values)] + np.float32(0))
+    values = np.sort(values[~np.isnan(values)])
     distinct, counts = np.unique(values, return_counts=True)
     above = np.cumsum(counts, dtype=np.float64) / max(len(values), 1)
     below = np.concatenate([[0.0], above[:-1]])[: len(distinct)]
@@ -80,7 +79,8 @@ def knots_from_sample(
         below = np.concatenate([below, [1.0]])
         above = np.concatenate([above, [1.0]])
     levels = np.stack([below, above], axis=1)
-    distinct = distinct + np.float32(0)  # The extremes may be -0.0 too.
+    # Where both zeros occur, the order decided which is here: -0.0 + 0 = 0.
+    distinct = distinct + np.float32(0)
     return distinct.astype(np.float32), levels.astype(np.float32)
 
 
