@@ -7,7 +7,7 @@ loops of `log_oracle`; `logs` draws the logs.
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from beam_jobs.histories import RawRequests
 from beam_jobs.ranking_requests import RankingRequests
 from beam_jobs.retrieval_examples import (
     ExampleBuilder,
+    Labels,
     choose_cases,
     choose_labels,
 )
@@ -147,7 +148,7 @@ def check_training(shard: UserShard, log: Log) -> None:
         if w.video in IDS:
             eligible[w.user].append((w.time_us, IDS[w.video]))
     found = collections.defaultdict(list)
-    for columns in builder.training(shard, labels):
+    for columns in training(builder, shard, labels):
         for user, time_us, label in zip(
             columns["user_id"],
             columns["event_time_us"],
@@ -321,6 +322,12 @@ def recording_builder(
     return builder, recorded
 
 
+def training(
+    builder: ExampleBuilder, shard: UserShard, labels: Labels
+) -> Iterator[dict[str, Any]]:
+    return builder.training(shard, labels)
+
+
 def ranking_requests(
     shard: UserShard, visible: Log, part: str
 ) -> RankingRequests:
@@ -375,5 +382,5 @@ def _training_bytes(shard: UserShard, log: Log) -> list[dict[str, object]]:
     ids = ids_of(shard)
     labels = choose_labels(shard, ids, builder.bounds, RETRIEVAL, SEED)
     return [
-        _bytes(columns | raw) for columns in builder.training(shard, labels)
+        _bytes(columns | raw) for columns in training(builder, shard, labels)
     ]

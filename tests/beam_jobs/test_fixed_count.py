@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_jobs.retrieval_examples import ExampleBuilder, Labels, choose_labels
+from beam_jobs.histories import RawRequests
+from beam_jobs.retrieval_examples import Labels, choose_labels
 from beam_jobs.user_shards import UserShard, build_shard, split_batch
 from schemas.config import RankingExamplesConfig, RetrievalExamplesConfig
 from schemas.events import EventSchema
@@ -25,6 +26,7 @@ COLUMNS = (
 )
 SCHEMA = EventSchema({"watches": COLUMNS})
 WATCHES = SCHEMA.arrow("watches")
+INPUTS = raw_inputs(SCHEMA, RetrievalExamplesConfig(), RankingExamplesConfig())
 END_US = 10**12
 BOUNDS = SplitBounds("time", 0, END_US, 2 * END_US, 0.0)
 NO_CAP = 10**9
@@ -173,29 +175,17 @@ def test_a_user_of_a_million_watches(cap: int) -> None:
     labels = labels_of(shard, 20)
     users = [e[0] for e in events_of(shard, labels)]
     assert users.count("heavy") == 20 and users.count("light") == 3
-    config = RetrievalExamplesConfig(examples_per_user=20)
-    made: list[dict[str, np.ndarray]] = []
-    builder = ExampleBuilder(
-        lambda raw: made.append(dict(raw)) or {},
-        raw_inputs(SCHEMA, config, RankingExamplesConfig()),
-        (),
-        BOUNDS,
-        config,
-        0,
-    )
-    (columns,) = builder.training(shard, labels)
-    weights = columns["example_weight"]
-    for user in (b"heavy", b"light"):
-        assert weights[columns["user_id"] == user].sum() == pytest.approx(20)
+    is_heavy = np.array(users) == "heavy"
+    for some in (is_heavy, ~is_heavy):
+        assert labels.weights[some].sum() == pytest.approx(20)
     # One watch a millisecond: the context is the 50 before.
-    times = columns["event_time_us"][columns["user_id"] == b"heavy"]
-    found = made[0]["watch_history_event_time_us"][
-        columns["user_id"] == b"heavy"
-    ]
-    expected = times[:, None] - 1000 * np.arange(1, 51)
-    oldest = 1000 * (rows - min(cap, rows))
+    codes = shard.user_codes["watches"][labels.rows]
+    times_us = shard.times_us("watches")[labels.rows]
+    request = RawRequests(shard, INPUTS)(codes, times_us)
+    expected = times_us[:, None] - 1000 * np.arange(1, 51)
+    expected[expected < 1000 * (rows - min(cap, rows))] = 0  # Capped.
     np.testing.assert_array_equal(
-        found, np.where(expected >= oldest, expected, 0)
+        request["watch_history_event_time_us"][is_heavy], expected[is_heavy]
     )
 
 
