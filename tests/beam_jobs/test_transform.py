@@ -24,6 +24,7 @@ from schemas.requests import RawInput, raw_inputs
 from schemas.vocabularies import Vocabulary, vocabulary_files
 
 START_US = 1_700_000_000_000_000
+TRAIN_END_US = START_US + 3000 * 10**6
 RETRIEVAL = RetrievalExamplesConfig(history_length=3)
 RANKING = RankingExamplesConfig()
 USERS = 40
@@ -44,7 +45,8 @@ def tables(age: bool) -> dict[str, pa.Table]:
                 "user_id": [f"u{u}" for u in user],
                 "video_id": [f"v{v}" for v in rng.integers(0, 9, 3000)],
                 "event_time_us": START_US + np.arange(3000) * 10**6,
-                "watch_time_s": np.full(3000, 1.0),
+                # Every fiftieth goes on when training ends.
+                "watch_time_s": np.where(np.arange(3000) % 50, 1.0, 3001.0),
                 "completed": user % 3 != 0,
                 "source": ["other"] * 3000,
                 "undated": user == 1,
@@ -100,6 +102,7 @@ def run(
         ),
         shards=BeamConfig(num_shards=2),
         seed=6,
+        train_end_us=TRAIN_END_US,
         utc_offset_hours=0.0,
         options=pipeline_options(),
     )
@@ -121,8 +124,8 @@ def test_rows_are_requests_at_label_times(
     path, counts, inputs = run(tmp_path, tables(True), sample_size)
     watches = tables(True)["watches"]
     user = np.array([int(u[1:]) for u in watches["user_id"].to_pylist()])
-    # Labels are completed and dated: no user divisible by 3, nor user 1.
-    label = (user % 3 != 0) & (user != 1)
+    # Labels are completed, dated and ended: no user divisible by 3, nor 1.
+    label = (user % 3 != 0) & (user != 1) & (np.arange(3000) % 50 != 0)
     keys = mix(
         0,
         hash_strings(watches["user_id"]),
@@ -160,6 +163,9 @@ def test_columns_follow_their_distribution(tmp_path: Path) -> None:
     order = rng.permutation(rows)
     log["watches"] = log["watches"].set_column(
         0, "user_id", pa.array(ids).take(order)
+    )
+    log["watches"] = log["watches"].set_column(
+        3, "watch_time_s", pa.array(np.ones(rows))
     )
     flags = np.full(rows, True)
     log["watches"] = log["watches"].set_column(4, "completed", pa.array(flags))
