@@ -75,7 +75,7 @@ def run(
             job.pipeline
             | "Impressions" >> ReadEvents(impressions, _READ)
             | "Daily" >> beam.Map(daily_sums, utc_offset_hours=utc_offset_hours)
-            | "Merge" >> beam.CombineGlobally(MergeSums())
+            | "Merge" >> beam.CombineGlobally(MergeSums()).with_fanout(16)
             | "Write" >> beam.Map(_write, path=path)
         )
     return job.counts

@@ -58,6 +58,7 @@ def run(
     normalization: NormalizationConfig,
     shards: BeamConfig,
     seed: int,
+    train_end_us: int,
     utc_offset_hours: float,
     options: PipelineOptions,
 ) -> dict[str, int]:
@@ -78,6 +79,7 @@ def run(
       normalization: of continuous features.
       shards: number of user shards and their bounds.
       seed: of the sample.
+      train_end_us: of the split; a watch that ends later is no label.
       utc_offset_hours: local time.
       options: of Beam.
 
@@ -105,6 +107,7 @@ def run(
             statistics_path=statistics_path,
             video_files=files["videos"],
             schema=schema,
+            train_end_us=train_end_us,
             utc_offset_hours=utc_offset_hours,
             share=_share(files, schema, normalization.sample_size),
             seed=seed,
@@ -221,6 +224,7 @@ class _BuildRequests(beam.DoFn):
         statistics_path: str | None,
         video_files: Sequence[str],
         schema: EventSchema,
+        train_end_us: int,
         utc_offset_hours: float,
         share: float,
         seed: int,
@@ -230,6 +234,7 @@ class _BuildRequests(beam.DoFn):
         self._statistics_path = statistics_path
         self._video_files = video_files
         self._schema = schema
+        self._train_end_us = train_end_us
         self._utc_offset_hours = utc_offset_hours
         self._share = share
         self._seed = seed
@@ -277,7 +282,7 @@ class _BuildRequests(beam.DoFn):
             hash_strings(shard.arrow("watches", "video_id")),
             shard.times_us("watches"),
         )
-        labels = completed_rows(shard, "train")
+        labels = completed_rows(shard, "train", self._train_end_us)
         chosen = uniform(self._seed, keys[labels]) < self._share
         rows = labels[chosen]
         histories = RawRequests(shard, self._inputs)

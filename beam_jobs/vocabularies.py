@@ -14,7 +14,7 @@ table per (shard, space) goes to the merge.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -42,6 +42,9 @@ from schemas.vocabularies import (
 # A click is "already among the watches" if the user's watch of the video
 # begins within this time.
 CLICK_TO_WATCH_US = 600_000_000
+# Bundles of a space are added up in so many groups first, then the groups: a
+# single worker would have to take in a table of all videos per bundle.
+FANOUT = 16
 _COUNTS = pa.schema([("term", pa.string()), ("count", pa.int64())])
 
 
@@ -103,7 +106,8 @@ def run(
             | "Count"
             >> beam.ParDo(_CountShard(videos_files, bounds, schema, spaces))
             | "EverySpace" >> _WithEverySpace(spaces)
-            | "Merge" >> beam.CombinePerKey(MergeCounts())
+            | "Merge"
+            >> beam.CombinePerKey(MergeCounts()).with_hot_key_fanout(FANOUT)
             | "Write" >> beam.Map(_write, config=config, output=output)
         )
     if job.counts.get("video_terms", 0) == 0:
@@ -174,9 +178,12 @@ def count_shard(
 
 
 class MergeCounts(beam.CombineFn):
-    """Adds up tables of term and count."""
+    """Adds up tables of term and count.
 
-    # Tables wait in the accumulator, to be added up some at a time.
+    Tables wait in the accumulator, to be added up some at a time; one that
+    travels has been added up to a row a term.
+    """
+
     _WAITING = 16
 
     def create_accumulator(self) -> list[pa.Table]:
@@ -187,13 +194,21 @@ class MergeCounts(beam.CombineFn):
     ) -> list[pa.Table]:
         accumulator.append(element)
         if len(accumulator) > self._WAITING:
-            return [add_up(accumulator)]
+            return self.compact(accumulator)
         return accumulator
 
     def merge_accumulators(
-        self, accumulators: Sequence[list[pa.Table]]
+        self, accumulators: Iterable[list[pa.Table]]
     ) -> list[pa.Table]:
-        return [add_up([t for tables in accumulators for t in tables])]
+        # Lazily: accumulators of many bundles are not in memory at once.
+        merged: list[pa.Table] = []
+        for tables in accumulators:
+            for table in tables:
+                merged = self.add_input(merged, table)
+        return self.compact(merged)
+
+    def compact(self, accumulator: list[pa.Table]) -> list[pa.Table]:
+        return [add_up(accumulator)]
 
     def extract_output(self, accumulator: list[pa.Table]) -> pa.Table:
         return add_up(accumulator)

@@ -219,6 +219,7 @@ class DataStages:
                 normalization=config.normalization,
                 shards=config.beam,
                 seed=config.seed,
+                train_end_us=self.bounds.train_end_us,
                 utc_offset_hours=config.split.utc_offset_hours,
                 options=self._options(),
             )

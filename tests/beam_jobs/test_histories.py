@@ -1,4 +1,7 @@
-"""What a user had done before a moment, against a loop over the raw rows."""
+"""What a user had done before a moment: rules by hand, indices by loops.
+
+Whole requests against loops over the rows: `test_no_future.py`.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -113,90 +116,10 @@ def padded(values: list, length: int, absent: object) -> list:
 NAMES = st.sampled_from(["a", "b", "c"])
 VIDEOS = st.sampled_from(["v1", "v2", "v3"])
 TIMES = st.integers(1, 12)
-WATCHES = st.lists(
-    st.tuples(
-        NAMES, VIDEOS, TIMES, st.sampled_from([None, 0.0, 1e-6, 4e-6, 2.5e-6])
-    ),
-    max_size=15,
-)
-SEARCHES = st.lists(
-    st.tuples(NAMES, TIMES, st.sampled_from(["q", "r s", ""])), max_size=8
-)
 SHOWN = st.lists(
     st.tuples(NAMES, VIDEOS, TIMES, st.sampled_from([None, "r1", "r2"])),
     max_size=12,
 )
-ANCHORS = st.lists(st.tuples(st.integers(0, 2), TIMES), max_size=10)
-
-
-@settings(deadline=None, max_examples=150)
-@given(WATCHES, SEARCHES, SHOWN, ANCHORS)
-def test_requests_equal_a_loop_over_rows(
-    watches: list[tuple],
-    searches: list[tuple],
-    shown: list[tuple],
-    anchors: list[tuple],
-) -> None:
-    shard, schema = log(watches, searches, shown)
-    users = shard.user_ids.to_pylist()
-    assert users == ["a", "b", "c"]
-    request = raw_request(
-        shard,
-        np.array([u for u, _ in anchors], np.int64),
-        np.array([t for _, t in anchors], np.int64),
-        inputs(schema),
-    )
-    for row, (user, now) in enumerate(anchors):
-        name = users[user]
-        # Most recent first; equal times by video, later in the order first.
-        # Python's None and the log's null: after any number.
-        past = sorted(
-            (w for w in watches if w[0] == name and w[2] < now),
-            key=lambda w: (w[2], w[1], w[3] is None, w[3] or 0.0),
-            reverse=True,
-        )
-        expected = {
-            "watch_history_video_id": padded(
-                [w[1].encode() for w in past], 3, b""
-            ),
-            "watch_history_event_time_us": padded([w[2] for w in past], 3, 0),
-            # 2.5 microseconds round to the even 2.
-            "watch_history_watch_time_s": padded(
-                [
-                    w[3]
-                    if w[3] is not None and w[2] + round(w[3] * 1e6) <= now
-                    else np.nan
-                    for w in past
-                ],
-                3,
-                np.nan,
-            ),
-        }
-        asked = sorted(
-            ((t, q) for u, t, q in searches if u == name and t < now),
-            reverse=True,
-        )
-        expected["search_query"] = padded(
-            [q.encode() for _, q in asked], 2, b""
-        )
-        expected["search_event_time_us"] = padded([t for t, _ in asked], 2, 0)
-        before = sorted(
-            ((t, v) for u, v, t, _ in shown if u == name and t < now),
-            reverse=True,
-        )
-        expected["impression_history_video_id"] = padded(
-            [v.encode() for _, v in before], 3, b""
-        )
-        expected["impression_history_event_time_us"] = padded(
-            [t for t, _ in before], 3, 0
-        )
-        for key, values in expected.items():
-            if key == "watch_history_watch_time_s":
-                np.testing.assert_array_equal(
-                    request[key][row], np.array(values, np.float32)
-                )
-            else:
-                assert request[key][row].tolist() == values, key
 
 
 def test_dtypes_and_names_are_those_of_the_request() -> None:

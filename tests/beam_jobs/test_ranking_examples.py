@@ -190,6 +190,7 @@ class Job:
             normalization=NORMALIZATION,
             shards=BeamConfig(num_shards=num_shards),
             seed=1,
+            train_end_us=START_US + 2 * DAY_US,
             utc_offset_hours=0.0,
             options=pipeline_options(),
         )

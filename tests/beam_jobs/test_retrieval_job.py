@@ -121,6 +121,7 @@ def test_examples_hold_ids_of_the_vocabularies(tmp_path: Path) -> None:
         normalization=NormalizationConfig(),
         shards=SHARDS,
         seed=1,
+        train_end_us=bounds.train_end_us,
         utc_offset_hours=0.0,
         options=options,
     )

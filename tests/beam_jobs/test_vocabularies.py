@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.runners import pipeline_options
 from beam_jobs.vocabularies import (
+    FANOUT,
     MergeCounts,
     most_frequent,
     run,
@@ -337,3 +339,39 @@ def test_term_columns_follow_the_schema() -> None:
         ("language", "users", "language"),
         ("logged_in", "users", "logged_in"),
     }
+
+
+def test_fanout_and_bundles_leave_no_trace(tmp_path: Path) -> None:
+    """Equal counts whichever way tables travel; what travels is added up."""
+    tables = [
+        pa.table({"term": ["a", f"t{i % 7}", "a"], "count": [1, i, i]})
+        for i in range(60)
+    ]
+    expected = {"a": 60 + sum(range(60))} | {
+        f"t{r}": sum(range(r, 60, 7)) for r in range(7)
+    }
+    merge = beam.CombinePerKey(MergeCounts())
+    for name, combine in (
+        ("plain", merge),
+        ("fanout", merge.with_hot_key_fanout(FANOUT)),
+    ):
+        path = tmp_path / name
+        options = pipeline_options(
+            ("--direct_num_workers=3", "--direct_running_mode=multi_threading")
+        )
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | beam.Create([("video", t) for t in tables])
+                | combine
+                | beam.Map(lambda kv, p=path: p.write_text(str(_pairs(kv[1]))))
+            )
+        assert path.read_text() == str(sorted(expected.items()))
+    waiting = MergeCounts().add_input([tables[0]] * 9, tables[1])
+    assert len(waiting) == 10
+    (travels,) = MergeCounts().compact(waiting)
+    assert _pairs(travels) == [("a", 11), ("t0", 0), ("t1", 1)]
+
+
+def _pairs(counts: pa.Table) -> list[tuple[str, int]]:
+    return sorted(zip(*counts.to_pydict().values(), strict=True))

@@ -160,6 +160,7 @@ def world(tmp_path_factory):
         normalization=NormalizationConfig(num_quantiles=20, sample_size=1000),
         shards=BeamConfig(num_shards=1),
         seed=1,
+        train_end_us=START_US + 2 * 10**11,
         utc_offset_hours=0.0,
         options=PipelineOptions(["--runner=FnApiRunner"]),
     )
