@@ -9,11 +9,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from beam_jobs.event_files import RawTable
 from beam_jobs.event_rows import RawRows
+from beam_jobs.sources.mapped_blocks import NOT_UTF8
 from beam_jobs.sources.mapped_cells import id_lists, id_texts
 from beam_jobs.sources.mapped_files import (
     LogFile,
@@ -73,13 +75,23 @@ class _Read:
         if start_us is None:
             raise ValueError("An undated history needs the log's start.")
         for block in read_blocks(file, unit):
-            rows = watches_of(block.frame, self.history, start_us)
-            numbers = block.numbers[rows["row"].to_numpy()]
+            try:
+                rows = watches_of(block.frame, self.history, start_us)
+            except TypeError as error:
+                raise InputError(
+                    f"{file.name}: undated_history expects a text or number "
+                    f"as user_id and lists or texts of video ids: {error}."
+                ) from error
+            record = rows["row"].to_numpy()
+            errors = np.full(len(record), None, object)
+            if block.garbled is not None:
+                errors[block.garbled[record]] = NOT_UTF8
             table = rows.select(self.schema.names).to_arrow()
             yield RawRows(
                 table.cast(self.schema),
                 file.name,
-                numbers,
+                block.numbers[record],
+                errors=errors,
                 malformed=block.malformed,
             )
 
