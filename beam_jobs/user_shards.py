@@ -84,8 +84,9 @@ class GroupByUserShard(beam.PTransform):
       num_shards: number of shards; the result does not depend on anything
         else of how the job runs.
       max_events_per_user: rows kept per user, table and part, the most recent
-        ones; the others are counted as `<table>_over_user_cap`. By part, so
-        that held-out events never displace training events.
+        ones; the others are counted as `<table>_over_user_cap`, and the users
+        that had them as `<table>_capped_users`. By part, so that held-out
+        events never displace training events.
       columns: table -> columns to carry, default all of the schema's.
 
     Returns:
@@ -178,7 +179,8 @@ def split_batch(
     if users.size and np.bincount(users).max() > cap:
         order = total_order(rows, users)
         rows, users = rows.take(order), users[order]
-        rows, users = _cap_users(table, rows, users, cap)
+        # One more, by which the whole shard still sees that there were more.
+        rows, users = _cap_users(table, rows, users, cap + 1)
     shards = shard_numbers(rows.column("user_id"), num_shards)
     order = np.argsort(shards, kind="stable")
     rows = rows.take(order)
@@ -220,6 +222,7 @@ def build_shard(
     for table, rows in tables.items():
         users = _positions(rows.column("user_id"), user_ids)
         order = total_order(rows, users)
+        count(f"{table}_capped_users", _users_beyond(rows, users, cap))
         tables[table], codes[table] = _cap_users(
             table, rows.take(order), users[order], cap
         )
@@ -287,6 +290,13 @@ def _cap_users(
     keep[by_owner] = ends - np.arange(users.size) <= cap
     count(f"{table}_over_user_cap", users.size - keep.sum())
     return rows.filter(pa.array(keep)), users[keep]
+
+
+def _users_beyond(rows: pa.Table, users: np.ndarray, cap: int) -> int:
+    """How many users have more than `cap` rows in some part."""
+    parts = rows.column(PART).to_numpy().astype(np.int64)
+    owners = np.bincount(users * len(PART_CODES) + parts)
+    return np.unique(np.flatnonzero(owners > cap) // len(PART_CODES)).size
 
 
 def _distinct_users(tables: Iterable[pa.Table]) -> pa.StringArray:

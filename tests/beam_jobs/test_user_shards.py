@@ -257,21 +257,29 @@ def test_transform_gives_every_shard_once(tmp_path: Path) -> None:
     )
     assert found == [("a", 0), ("a", 1), ("b", 0)]
     assert job.counts == {
+        "searches_capped_users": 0,
         "searches_over_user_cap": 0,
+        "watches_capped_users": 0,
         "watches_over_user_cap": 0,
     }
 
 
 def test_cap_is_counted_across_batches(tmp_path: Path) -> None:
     rows = watches([("a", f"v{t}", t, None, True) for t in range(10)])
-    # Row groups of 4, 4 and 2 rows, cap 3: whatever falls before or after
-    # the shuffle, 7 of 10 go.
+    # Exactly as many as may be: not capped.
+    more = watches([("b", f"v{t}", t, None, True) for t in range(3)])
+    # Row groups of 4, 4, 4 and 1 rows, cap 3: whatever falls before or after
+    # the shuffle, 7 of 13 go, all of one user.
+    rows = pa.concat_tables([rows, more])
     pq.write_table(rows, tmp_path / "w.parquet", row_group_size=4)
     with run_pipeline(pipeline_options()) as job:
         _ = job.pipeline | GroupByUserShard(
             {"watches": {"all": [str(tmp_path / "w.parquet")]}}, SCHEMA, 2, 3
         )
-    assert job.counts == {"watches_over_user_cap": 7}
+    assert job.counts == {
+        "watches_capped_users": 1,
+        "watches_over_user_cap": 7,
+    }
 
 
 def test_unknown_part_is_refused() -> None:
