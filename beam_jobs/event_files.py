@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_jobs import progress
 from beam_jobs.event_counts import check_counts, complete, shard_path
 from beam_jobs.event_rows import (
     DEAD_LETTER_SCHEMA,
@@ -57,12 +58,14 @@ class RawTable:
         `log_start_us` is None unless `before_log`.
       before_log: the rows are placed before the first event of all other
         sources (a history without dates), so they are read after those.
+      num_rows: records to read, where that is known before.
     """
 
     table: str
     parts: Sequence[tuple[Any, ...]]
     read: Callable[[tuple[Any, ...], int | None], Iterable[RawRows]]
     before_log: bool = False
+    num_rows: int | None = None
 
 
 def run(
@@ -94,11 +97,14 @@ def run(
         `watches`, `videos` or `users`.
     """
     _check_arguments(sources, schema, num_shards, max_bad_share)
+    num_rows = [source.num_rows for source in sources]
     derive_users = schema.has("users") and not any(
         s.table == "users" for s in sources
     )
     keys = [f"{t}/{n}" for t in _tables(schema) for n in range(num_shards)]
     with run_pipeline(options) as job:
+        if None not in num_rows:
+            progress.expect("read", sum(n or 0 for n in num_rows))
         split = _ReadAndSplit(list(sources), schema, num_shards, derive_users)
         dated = (
             job.pipeline
@@ -245,6 +251,7 @@ class _ReadAndSplit(beam.DoFn):
         self, table: str, rows: pa.Table
     ) -> Iterator[tuple[str, bytes]]:
         shards = shard_numbers(rows.column(KEYS[table][0]), self._num_shards)
+        progress.expect("work", rows.num_rows)
         for shard, piece in _cut(rows, shards, self._num_shards):
             for data in to_ipc(piece):
                 yield f"{table}/{shard}", data
@@ -278,6 +285,8 @@ class _Write(beam.DoFn):
         tables = [pa.ipc.open_stream(p).read_all() for p in pieces if p]
         path = shard_path(self._output, table, int(shard), self._num_shards)
         counts = _write_shard(path, table, tables, self._schema)
+        if table != DEAD_LETTERS:
+            progress.report("work", sum(t.num_rows for t in tables))
         if self._derive_users and table == "users":
             # One row a user and batch is how they were found: no duplicates.
             good = counts["users.good"]

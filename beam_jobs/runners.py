@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
+from beam_jobs import progress
 from schemas import errors
 
 DEFAULT_RUNNER = "FnApiRunner"
@@ -58,12 +59,19 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
         of a stack trace, from which the error is made again.
       OSError: ENOSPC, likewise.
     """
-    run = JobRun(beam.Pipeline(options=options))
-    yield run
+    with progress.told(options):
+        run = JobRun(beam.Pipeline(options=options))
+        yield run
+        result = _run(run.pipeline)
+    run.counts.update(_counters(result))
+
+
+def _run(pipeline: beam.Pipeline) -> beam.runners.runner.PipelineResult:
     try:
         with _without_traces_of_own_errors():
-            result = run.pipeline.run()
+            result = pipeline.run()
             result.wait_until_finish()
+            return result
     except errors.WatchnextError as error:
         raise type(error)(_message(str(error))) from error
     except Exception as error:
@@ -75,7 +83,6 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
         if kind is None:
             raise
         raise kind(_message(own[-1][1])) from error
-    run.counts.update(_counters(result))
 
 
 def count(name: str, amount: int) -> None:

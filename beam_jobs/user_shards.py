@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs import progress
 from beam_jobs.events import ReadEvents
 from beam_jobs.runners import count
 from schemas.errors import InputError
@@ -152,7 +153,9 @@ class GroupByUserShard(beam.PTransform):
             | "AllPieces" >> beam.Flatten()
             | "ByShard" >> beam.GroupByKey()
             | "Sort"
-            >> beam.Map(build_shard, schemas=self._schemas, cap=self._cap)
+            >> beam.FlatMap(
+                _build_and_report, schemas=self._schemas, cap=self._cap
+            )
         )
 
 
@@ -181,6 +184,7 @@ def split_batch(
         rows, users = rows.take(order), users[order]
         # One more, by which the whole shard still sees that there were more.
         rows, users = _cap_users(table, rows, users, cap + 1)
+    progress.expect("work", rows.num_rows)
     shards = shard_numbers(rows.column("user_id"), num_shards)
     order = np.argsort(shards, kind="stable")
     rows = rows.take(order)
@@ -189,6 +193,18 @@ def split_batch(
         piece = rows.slice(ends[shard], ends[shard + 1] - ends[shard])
         for data in to_ipc(piece):
             yield shard, (table, data)
+
+
+def _build_and_report(
+    grouped: tuple[int, Iterable[tuple[str, bytes]]],
+    *,
+    schemas: Mapping[str, pa.Schema],
+    cap: int,
+) -> Iterator[UserShard]:
+    shard = build_shard(grouped, schemas=schemas, cap=cap)
+    yield shard
+    # Only now the steps that follow are done with it: they are fused.
+    progress.report("work", sum(t.num_rows for t in shard.tables.values()))
 
 
 def build_shard(

@@ -18,6 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 from pydantic import BaseModel
 
 from pipeline.console import say
+from pipeline.progress import progress_shown
 from pipeline.stage_lines import stage_lines
 from schemas.artifacts import (
     Artifact,
@@ -127,7 +128,8 @@ class Run:
         config = _plain(sections)
         with self.store.write(name, config, self.config.seed, inputs) as writer:
             writer.run |= self._record()
-            write(writer)
+            with progress_shown(name):
+                write(writer)
             # Every counter is a metric too, under the name of its stage.
             writer.metrics |= {
                 f"{name}.{counter}": float(value)

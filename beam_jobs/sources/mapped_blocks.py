@@ -41,6 +41,10 @@ class Block:
     garbled: np.ndarray | None = None
     lines: np.ndarray | None = None
 
+    @property
+    def num_records(self) -> int:
+        return len(self.numbers) + len(self.malformed)
+
 
 class MarkingStream(io.RawIOBase):
     """A binary stream as UTF-8 without NUL, for Arrow's CSV reader.

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from beam_jobs import progress
 from beam_jobs.event_files import RawTable
 from beam_jobs.event_rows import RawRows
 from beam_jobs.sources.mapped_blocks import NOT_UTF8
@@ -20,6 +21,7 @@ from beam_jobs.sources.mapped_cells import id_lists, id_texts
 from beam_jobs.sources.mapped_files import (
     LogFile,
     find_files,
+    num_rows_of,
     parts_of,
     read_blocks,
     read_sample,
@@ -53,7 +55,9 @@ def history_table(
                 )
     parts = [(n, p) for n, f in enumerate(files) for p in parts_of(f)]
     read = _Read(tuple(files), history, schema.arrow("watches"))
-    return RawTable("watches", parts, read, before_log=True)
+    return RawTable(
+        "watches", parts, read, before_log=True, num_rows=num_rows_of(files)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,7 @@ class _Read:
                 errors=errors,
                 malformed=block.malformed,
             )
+            progress.report("read", block.num_records)
 
 
 def watches_of(
