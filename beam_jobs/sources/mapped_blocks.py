@@ -5,6 +5,7 @@ dead letter, never an error of a whole file.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import io
 import re
@@ -82,11 +83,14 @@ class MarkingStream(io.RawIOBase):
         if plain and not self._decoder.getstate()[0]:
             return data
         text = self._decoder.decode(data, ended)
+        if _MARK not in text and "\x00" not in text:
+            with contextlib.suppress(UnicodeEncodeError):
+                return text.encode()
         marked = _TO_MARK.sub(
             lambda found: f"{_MARK}{ord(found[0]) & 0xFF:02x}",
-            text.replace(_MARK, f"{_MARK}--") if _MARK in text else text,
+            text.replace(_MARK, f"{_MARK}--"),
         )
-        self.marked |= marked != text
+        self.marked = True
         return marked.encode()
 
 
