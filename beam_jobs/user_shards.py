@@ -243,6 +243,7 @@ def build_shard(
             table, rows.take(order), users[order], cap
         )
         tables[table] = tables[table].combine_chunks()
+        progress.expect("work", tables[table].num_rows - len(order))
     return UserShard(shard, user_ids, tables, codes)
 
 

@@ -5,13 +5,18 @@ import pty
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import progress
-from beam_jobs.runners import pipeline_options
+from beam_jobs.runners import pipeline_options, run_pipeline
+from beam_jobs.user_shards import GroupByUserShard
 from pipeline.progress import Lines, progress_shown
+from schemas.events import EventSchema
 
 # Read as 80 row groups, and worked on in 8 shards, each for some time: the
 # bar is drawn ten times a second.
@@ -115,6 +120,50 @@ def test_rows_of_unknown_number_have_no_time_left(
     lines.report("read", 100)
     out = capsys.readouterr().out
     assert out == "events: reading, 200 rows, 10 rows/s\n"
+
+
+def test_rows_beyond_the_cap_are_not_waited_for(tmp_path: Path) -> None:
+    """6 + 2 rows in row groups of 4, at most 3 a user: 3 + 2 are left."""
+    rows = pa.table(
+        {
+            "user_id": ["a"] * 6 + ["b"] * 2,
+            "query": ["q"] * 8,
+            "event_time_us": range(8),
+        }
+    )
+    pq.write_table(rows, tmp_path / "s.parquet", row_group_size=4)
+    schema = EventSchema({"searches": tuple(rows.column_names)})
+    told: list[tuple[str, str, int]] = []
+
+    class Told:
+        def begin(self) -> None:
+            told.clear()
+
+        def expect(self, phase: str, rows: int) -> None:
+            told.append(("expect", phase, rows))
+
+        def report(self, phase: str, rows: int) -> None:
+            told.append(("report", phase, rows))
+
+        def end(self) -> None:
+            told.append(("end", "", 0))
+
+    with progress.watching(Told()), run_pipeline(pipeline_options()) as job:
+        _ = job.pipeline | GroupByUserShard(
+            {"searches": {"all": [str(tmp_path / "s.parquet")]}}, schema, 2, 3
+        )
+    sums = Counter[tuple[str, str]]()
+    for what, phase, rows_told in told:
+        sums[what, phase] += rows_told
+    assert sums == {
+        ("expect", "read"): 8,
+        ("report", "read"): 8,
+        ("expect", "work"): 5,
+        ("report", "work"): 5,
+        ("end", ""): 0,
+    }
+    assert told[0] == ("expect", "read", 8)
+    assert told[-1] == ("end", "", 0)
 
 
 def test_only_a_job_in_this_process_is_watched() -> None:
