@@ -264,14 +264,15 @@ def test_transform_gives_every_shard_once(tmp_path: Path) -> None:
     }
 
 
-def test_cap_is_counted_across_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group_rows", [4, 100])
+def test_cap_is_counted_across_batches(tmp_path: Path, group_rows: int) -> None:
     rows = watches([("a", f"v{t}", t, None, True) for t in range(10)])
     # Exactly as many as may be: not capped.
     more = watches([("b", f"v{t}", t, None, True) for t in range(3)])
-    # Row groups of 4, 4, 4 and 1 rows, cap 3: whatever falls before or after
-    # the shuffle, 7 of 13 go, all of one user.
+    # Row groups of 4, 4, 4 and 1 rows, or one: whatever falls before or after
+    # the shuffle, with cap 3 of 13 rows 7 go, all of one user.
     rows = pa.concat_tables([rows, more])
-    pq.write_table(rows, tmp_path / "w.parquet", row_group_size=4)
+    pq.write_table(rows, tmp_path / "w.parquet", row_group_size=group_rows)
     with run_pipeline(pipeline_options()) as job:
         _ = job.pipeline | GroupByUserShard(
             {"watches": {"all": [str(tmp_path / "w.parquet")]}}, SCHEMA, 2, 3
