@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_jobs import progress
 from beam_jobs.column_shuffle import (
     GroupByShard,
     Slice,
@@ -73,6 +74,7 @@ class RawTable:
       before_log: the rows are placed before the first event of all other
         sources (a history without dates), so they are read after those.
       num_bytes: size of what is read, which suggests the number of files.
+      num_rows: records to read, where that is known before.
     """
 
     table: str
@@ -80,6 +82,7 @@ class RawTable:
     read: Callable[[tuple[Any, ...], int | None], Iterable[RawRows]]
     before_log: bool = False
     num_bytes: int = 0
+    num_rows: int | None = None
 
 
 def run(
@@ -115,10 +118,13 @@ def run(
         num_bytes = sum(source.num_bytes for source in sources)
         num_shards = num_shards_for(num_bytes // _BYTES_PER_EVENT)
     _check_arguments(sources, schema, num_shards, max_bad_share)
+    num_rows = [source.num_rows for source in sources]
     derive_users = schema.has("users") and not any(
         s.table == "users" for s in sources
     )
     with run_pipeline(options) as job:
+        if None not in num_rows:
+            progress.expect("read", sum(n or 0 for n in num_rows))
         read = _Read(list(sources), schema, derive_users)
         dated = (
             job.pipeline
@@ -238,6 +244,7 @@ class _Read(beam.DoFn):
             rows, letters, counts = validate(source.table, raw, self._schema)
             for name, amount in counts.items():
                 count(name, amount)
+            progress.expect("work", rows.num_rows)
             yield source.table, rows
             yield DEAD_LETTERS, letters
             if source.table in TIMED_TABLES and rows.num_rows:
@@ -273,6 +280,7 @@ class _Write(beam.DoFn):
             path = shard_path(self._output, table, shard, self._num_shards)
             # One table in memory at a time.
             rows = [from_ipc(data) for data in found.pop(table, ())]
+            progress.report("work", sum(t.num_rows for t in rows))
             counts = _write_shard(path, table, rows, self._schema)
             if self._derive_users and table == "users":
                 # One row a user and batch is how they were found: no

@@ -6,8 +6,9 @@ columns, and dead letters with a reason and the first KiB of the raw record.
 
 import collections
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -33,6 +34,13 @@ DEAD_LETTER_SCHEMA = pa.schema(
     ]
 )
 MAX_RECORD_BYTES = 1024
+# Up to here, about the year 9999, polars can write a date or time.
+_CALENDAR = {
+    "day": 2_932_896,
+    "ms": 253_402_300_799_000,
+    "us": 253_402_300_799_000_000,
+    "ns": 2**63 - 1,
+}
 
 Counts = collections.Counter[str]
 
@@ -45,7 +53,8 @@ class RawRows:
       rows: n rows; names and types of `EventSchema.arrow(table)`.
       file: the file's name below the folder of the logs.
       numbers: int64 [n], the number of each row in its file, from 1.
-      records: the n raw records, for dead letters; default `rows`.
+      records: the n raw records, for dead letters: their cells, or the bytes
+        of their lines; default `rows`.
       errors: object [n], why a row could not be converted, else None.
       malformed: records that could not be parsed into a row at all, as
         (row number, reason, text).
@@ -55,7 +64,7 @@ class RawRows:
     rows: pa.Table
     file: str
     numbers: np.ndarray
-    records: pl.DataFrame | None = None
+    records: pl.DataFrame | np.ndarray | None = None
     errors: np.ndarray | None = None
     malformed: Sequence[tuple[int, str, str]] = ()
     not_selected: int = 0
@@ -121,15 +130,15 @@ def sort_and_deduplicate(table: str, rows: pa.Table) -> tuple[pa.Table, int]:
 def _dead_letters(
     table: str,
     raw: RawRows,
-    records: pl.DataFrame,
+    records: pl.DataFrame | np.ndarray,
     reasons: np.ndarray,
     is_bad: np.ndarray,
 ) -> pa.Table:
     bad = np.flatnonzero(is_bad)
-    texts: list[str] = []
-    if bad.size:
-        packed = pl.struct(pl.all()).struct.json_encode().alias("record")
-        texts = records[bad].select(packed)["record"].to_list()
+    if isinstance(records, pl.DataFrame):
+        texts = _json_texts(records[bad])
+    else:
+        texts = [line.decode(errors="replace") for line in records[bad]]
     numbers = [*raw.numbers[bad].tolist(), *(m[0] for m in raw.malformed)]
     texts += [text for _, _, text in raw.malformed]
     return pa.table(
@@ -142,6 +151,49 @@ def _dead_letters(
         ],
         schema=DEAD_LETTER_SCHEMA,
     )
+
+
+def _json_texts(records: pl.DataFrame) -> list[str]:
+    if not records.height:
+        return []
+    packed = pl.struct(_json_safe(values) for values in records)
+    texts = records.select(packed.struct.json_encode().alias("record"))
+    return texts["record"].to_list()
+
+
+def _json_safe(values: pl.Series) -> pl.Series:
+    """A column that polars can write as JSON; it panics at some others."""
+    kind = values.dtype
+    if kind.is_temporal():
+        # Of a year that no calendar has: the number is all there is to say.
+        limit = _CALENDAR[_unit(kind)]
+        in_range = values.to_physical().is_between(-limit, limit)
+        return values if in_range.all() else values.to_physical()
+    if kind != pl.Binary and not kind.is_nested():
+        return values
+    if kind == pl.List(pl.String) or kind == pl.List(pl.Int64):
+        return values
+    plain = values.to_physical().to_list()
+    if kind == pl.Binary:
+        texts = [v if v is None else _plain(v) for v in plain]
+    else:
+        texts = [
+            v if v is None else json.dumps(v, default=_plain) for v in plain
+        ]
+    return pl.Series(values.name, texts, dtype=pl.String)
+
+
+def _unit(kind: pl.DataType) -> str:
+    return str(getattr(kind, "time_unit", "day" if kind == pl.Date else "ns"))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for, as text."""
+    if isinstance(value, pl.Series):
+        return value.to_list()
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value)
 
 
 def _first_bytes(text: str) -> str:

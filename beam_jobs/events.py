@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
+from beam_jobs import progress
 from schemas.errors import InputError
 
 
@@ -37,12 +38,14 @@ class ReadEvents(beam.PTransform):
         self._columns = columns
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        if progress.is_watched():
+            progress.expect("read", count_rows(self._files))
         return (
             pipeline
             | "Files" >> beam.Create(sorted(self._files), reshuffle=False)
             | "RowGroups" >> beam.FlatMap(row_groups)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.Map(read_row_group, columns=self._columns)
+            | "Read" >> beam.Map(_read_and_report, columns=self._columns)
         )
 
 
@@ -64,6 +67,12 @@ def read_row_group(place: tuple[str, int], columns: pa.Schema) -> pa.Table:
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from error
     return table.select(columns.names).cast(columns)
+
+
+def _read_and_report(place: tuple[str, int], columns: pa.Schema) -> pa.Table:
+    table = read_row_group(place, columns)
+    progress.report("read", table.num_rows)
+    return table
 
 
 def read_tables(files: Sequence[str], columns: pa.Schema) -> pa.Table:

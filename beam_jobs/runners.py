@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
+from beam_jobs import progress
 from schemas import errors
 
 DEFAULT_RUNNER = "FnApiRunner"
@@ -76,7 +77,7 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
         of a stack trace, from which the error is made again.
       OSError: ENOSPC, likewise.
     """
-    with _spilling(options):
+    with _spilling(options), progress.told(options):
         run = JobRun(beam.Pipeline(options=options))
         yield run
         result = _finished(run.pipeline)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs import progress
 from beam_jobs.runners import count
 
 # Values of the column `part`; `all` marks rows that no split divided.
@@ -36,7 +37,9 @@ class ShardRows:
         self._num_rows += rows.num_rows
         self.num_bytes += rows.nbytes
         if self._num_rows > self._limit:
-            kept, _ = self.sorted(distinct_users([self.users()]))
+            rows, users = self._in_order(distinct_users([self.users()]))
+            # One more, by which `sorted` still sees that there were more.
+            kept, _ = cap_users(self._table, rows, users, self._cap + 1)
             self._pieces, self._num_rows = [kept], kept.num_rows
             self.num_bytes = kept.nbytes
             # Twice what was kept: each row is sorted twice on average.
@@ -49,17 +52,22 @@ class ShardRows:
 
     def sorted(self, user_ids: pa.StringArray) -> tuple[pa.Table, np.ndarray]:
         """The capped rows in total order, and each one's user."""
-        rows = self._joined()
+        rows, users = self._in_order(user_ids)
+        beyond = _users_beyond(rows, users, self._cap)
+        count(f"{self._table}_capped_users", beyond)
+        rows, users = cap_users(self._table, rows, users, self._cap)
+        return rows.combine_chunks(), users
+
+    def _in_order(
+        self, user_ids: pa.StringArray
+    ) -> tuple[pa.Table, np.ndarray]:
+        rows = pa.concat_tables(self._pieces).combine_chunks()
         users = _positions(rows.column("user_id"), user_ids)
         order = total_order(rows, users)
         # Files that the split wrote are in order already.
         if np.any(order[1:] < order[:-1]):
             rows, users = rows.take(pa.array(order)), users[order]
-        rows, users = cap_users(self._table, rows, users, self._cap)
-        return rows.combine_chunks(), users
-
-    def _joined(self) -> pa.Table:
-        return pa.concat_tables(self._pieces).combine_chunks()
+        return rows, users
 
 
 def with_part(rows: pa.Table, part: str) -> pa.Table:
@@ -125,8 +133,17 @@ def cap_users(
     ends = np.searchsorted(owner[by_owner], owner[by_owner], side="right")
     keep = np.zeros(users.size, bool)
     keep[by_owner] = ends - np.arange(users.size) <= cap
-    count(f"{table}_over_user_cap", users.size - keep.sum())
+    beyond = int(users.size - keep.sum())
+    count(f"{table}_over_user_cap", beyond)
+    progress.expect("work", -beyond)
     return rows.filter(pa.array(keep)), users[keep]
+
+
+def _users_beyond(rows: pa.Table, users: np.ndarray, cap: int) -> int:
+    """How many users have more than `cap` rows in some part."""
+    parts = rows.column(PART).to_numpy().astype(np.int64)
+    owners = np.bincount(users * len(PART_CODES) + parts)
+    return np.unique(np.flatnonzero(owners > cap) // len(PART_CODES)).size
 
 
 def distinct_users(columns: Iterable[pa.ChunkedArray]) -> pa.StringArray:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs import progress
 from beam_jobs.column_shuffle import (
     GroupByShard,
     Slice,
@@ -144,14 +145,18 @@ class GroupByUserShard(beam.PTransform):
         return self._shuffle(pipeline)
 
     def _read_shards(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        if progress.is_watched():
+            num_rows = count_rows(_files(self._sources))
+            progress.expect("read", num_rows)
+            progress.expect("work", num_rows)
         numbers = range(self._num_shards)
         return (
             pipeline
             | "ShardNumbers" >> beam.Create(numbers, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "ReadShard"
-            >> beam.Map(
-                read_shard,
+            >> beam.FlatMap(
+                read_shards,
                 sources=self._sources,
                 schemas=self._schemas,
                 num_shards=self._num_shards,
@@ -169,6 +174,7 @@ class GroupByUserShard(beam.PTransform):
             for part, files in sorted(parts.items())
         }
         num_rows = count_rows(_files(self._sources))
+        progress.expect("work", num_rows)
         width = shards_per_task(self._num_shards, num_rows)
         keys = dict.fromkeys(self._sources, "user_id")
         return (
@@ -207,7 +213,7 @@ def _files(sources: Sources) -> list[str]:
 def is_bucketed(sources: Sources, num_shards: int) -> bool:
     """Whether each part's files are one per shard of users, by their names.
 
-    `read_shard` checks that what is in them is so.
+    `read_shards` checks that what is in them is so.
     """
     expected = [(shard, num_shards) for shard in range(num_shards)]
     return all(
@@ -217,14 +223,14 @@ def is_bucketed(sources: Sources, num_shards: int) -> bool:
     )
 
 
-def read_shard(
+def read_shards(
     shard: int,
     *,
     sources: Sources,
     schemas: Mapping[str, pa.Schema],
     num_shards: int,
     cap: int,
-) -> UserShard:
+) -> Iterator[UserShard]:
     """Reads one shard from files that are bucketed by user.
 
     Raises:
@@ -244,8 +250,9 @@ def read_shard(
                     f"says that it is bucketed by user into {num_shards}. "
                     "Run the stage that wrote it again, or rename it."
                 )
+            progress.report("read", found.num_rows)
             rows[table].add(with_part(found, part))
-    return _sorted_shard(shard, rows)
+    yield from _worked_on(_sorted_shard(shard, rows))
 
 
 def split_batch(
@@ -272,7 +279,8 @@ def cap_batch(
     users = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     if users.size and np.bincount(users).max() > cap:
         order = total_order(rows, users)
-        rows, _ = cap_users(table, rows.take(order), users[order], cap)
+        # One more, by which the whole shard still sees that there were more.
+        rows, _ = cap_users(table, rows.take(order), users[order], cap + 1)
     return table, rows
 
 
@@ -304,7 +312,7 @@ def build_shards(
     first = group * width
     rows = _joined_slices(slices, schemas, cap)
     if width == 1:
-        yield _sorted_shard(first, rows)
+        yield from _worked_on(_sorted_shard(first, rows))
         return
     together = _sorted_shard(first, rows, num_shards)
     of_users = shard_numbers(together.user_ids, num_shards)
@@ -321,7 +329,13 @@ def build_shards(
             tables[table] = found.slice(start, end - start)
             codes[table] = together.user_codes[table][start:end] - users[i]
         ids = together.user_ids.slice(users[i], users[i + 1] - users[i])
-        yield UserShard(int(shard), ids, tables, codes)
+        yield from _worked_on(UserShard(int(shard), ids, tables, codes))
+
+
+def _worked_on(shard: UserShard) -> Iterator[UserShard]:
+    yield shard
+    # Only now the steps that follow are done with it: they are fused.
+    progress.report("work", sum(t.num_rows for t in shard.tables.values()))
 
 
 def _joined_slices(

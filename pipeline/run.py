@@ -18,6 +18,8 @@ from apache_beam.io.filesystems import FileSystems
 from pydantic import BaseModel
 
 from pipeline.console import say
+from pipeline.progress import progress_shown
+from pipeline.stage_lines import stage_lines
 from schemas.artifacts import (
     Artifact,
     ArtifactStore,
@@ -126,13 +128,20 @@ class Run:
         config = _plain(sections)
         with self.store.write(name, config, self.config.seed, inputs) as writer:
             writer.run |= self._record()
-            write(writer)
+            with progress_shown(name):
+                write(writer)
+            # Every counter is a metric too, under the name of its stage.
+            writer.metrics |= {
+                f"{name}.{counter}": float(value)
+                for counter, value in writer.counts.items()
+            }
         built = self.find(name, sections, inputs)
         if built is None:  # Deleted under our feet.
             raise UsageError(self._not_built(name))
         seconds = time.monotonic() - started
         self.told.add(name)
-        say(f"{name}: {seconds:.1f} s{_told(built.counts)}")
+        for line in stage_lines(name, seconds, built.counts):
+            say(line)
         self._merge_metrics(built)
         return built
 
@@ -164,6 +173,9 @@ class Run:
         merged: dict[str, float] = {}
         if FileSystems.exists(path):
             merged = json.loads(_read(path))
+        # Of an older version some counters may be gone: reasons, spaces.
+        own = f"{built.stage}."
+        merged = {k: v for k, v in merged.items() if not k.startswith(own)}
         merged |= built.metrics
         _write(path, json.dumps(merged, indent=1, sort_keys=True) + "\n")
 
@@ -191,16 +203,6 @@ def _plain(sections: Sections) -> dict[str, Any]:
         else value
         for key, value in sections.items()
     }
-
-
-def _told(counts: Mapping[str, int]) -> str:
-    """The counts worth a line: what there was, not what there was not."""
-    told = [
-        f"{name.replace('_', ' ')} {value:,}"
-        for name, value in counts.items()
-        if value and not name.endswith((".read", "_requests"))
-    ]
-    return f"; {', '.join(told)}" if told else ""
 
 
 def _read(path: str) -> str:

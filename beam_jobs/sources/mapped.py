@@ -12,7 +12,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs import event_files
+from beam_jobs import event_files, progress
 from beam_jobs.event_files import RawTable
 from beam_jobs.event_rows import RawRows
 from beam_jobs.sources.mapped_cells import infer_type
@@ -20,6 +20,7 @@ from beam_jobs.sources.mapped_columns import TableReader, in_expressions
 from beam_jobs.sources.mapped_files import (
     LogFile,
     find_files,
+    num_rows_of,
     parts_of,
     read_blocks,
     read_sample,
@@ -79,6 +80,7 @@ class _Read:
         file = self.files[number]
         for block in read_blocks(file, unit):
             yield self.reader.rows(block, file.name)
+            progress.report("read", block.num_records)
 
 
 def _table_source(mapping: Mapping, table: str, root: str) -> RawTable:
@@ -104,6 +106,10 @@ def _table_source(mapping: Mapping, table: str, root: str) -> RawTable:
     parts = [(n, p) for n, f in enumerate(files) for p in parts_of(f)]
     if not parts:
         raise InputError(f"{files[0].name} is empty; it has no records.")
-    num_bytes = sum(file.num_bytes for file in files)
-    read = _Read(tuple(files), reader)
-    return RawTable(table, parts, read, num_bytes=num_bytes)
+    return RawTable(
+        table,
+        parts,
+        _Read(tuple(files), reader),
+        num_bytes=sum(file.num_bytes for file in files),
+        num_rows=num_rows_of(files),
+    )

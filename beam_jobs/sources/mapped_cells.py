@@ -16,6 +16,7 @@ _TYPES: dict[CellType, pl.DataType] = {
     "text": pl.String(),
     "boolean": pl.Boolean(),
 }
+_DAY_US = 86_400_000_000
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _SECONDS = {"min": 60, "h": 3600}
 _TRUE, _FALSE = ["true", "t", "yes", "y", "1"], ["false", "f", "no", "n", "0"]
@@ -56,6 +57,9 @@ def infer_type(values: pl.Series) -> CellType:
 
 
 def parse_cells(values: pl.Series, kind: CellType) -> pl.Series:
+    """Raises TypeError for lists and objects."""
+    if values.dtype.is_nested():
+        raise TypeError("a list is neither a text nor a number")
     if values.dtype == pl.String:
         values = values.str.strip_chars()
         if kind == "boolean":
@@ -137,7 +141,10 @@ def _real(values: pl.Series, source: ColumnMapping) -> pl.Series:
 def _time_us(values: pl.Series, source: ColumnMapping) -> pl.Series:
     offset_us = round(source.utc_offset_hours * 3_600_000_000)
     if values.dtype == pl.Date:
-        values = values.cast(pl.Datetime("us"))
+        # Not by a cast, which panics at years that no calendar has.
+        days = values.to_physical().cast(pl.Int64)
+        limit = 2**62 // _DAY_US
+        return days.clip(-limit, limit) * _DAY_US - offset_us
     if isinstance(values.dtype, pl.Datetime):
         local = values.dtype.time_zone is None
         time_us = values.dt.epoch("us")

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from beam_jobs.event_rows import RawRows
+from beam_jobs.sources.mapped_blocks import NOT_UTF8, Block
 from beam_jobs.sources.mapped_cells import (
     convert,
     id_texts,
@@ -20,7 +21,6 @@ from beam_jobs.sources.mapped_cells import (
     noun,
     parse_cells,
 )
-from beam_jobs.sources.mapped_files import Block
 from beam_jobs.sources.mapping import (
     CellType,
     ColumnMapping,
@@ -31,6 +31,7 @@ from schemas.errors import InputError
 from schemas.events import Column, EventSchema
 
 _EXPECTED = {
+    "text": "text",
     "integer": "an integer",
     "real": "a number",
     "boolean": "true or false",
@@ -69,8 +70,9 @@ class TableReader:
         )
         typed, errors = self._typed(frame)
         if block.garbled is not None:
-            errors[block.garbled] = "the record is not UTF-8"
+            errors[block.garbled] = NOT_UTF8
         numbers, not_selected = block.numbers, 0
+        records = frame if block.lines is None else block.lines
         if self.mapping.where is not None:
             chosen = self._evaluate(
                 typed, "where", pl.sql_expr(self.mapping.where)
@@ -86,6 +88,7 @@ class TableReader:
             mask = pl.Series(keep)
             frame, typed = frame.filter(mask), typed.filter(mask)
             numbers, errors = numbers[keep], errors[keep]
+            records = frame if block.lines is None else block.lines[keep]
         columns = {}
         for column in self.schema.columns_of(self.table):
             values, failed = self._convert(column, frame, typed)
@@ -98,7 +101,7 @@ class TableReader:
             rows.cast(self.schema.arrow(self.table)),
             file,
             numbers,
-            frame,
+            records,
             errors,
             block.malformed,
             not_selected,
@@ -163,9 +166,12 @@ class TableReader:
                 if kind == "text":
                     casts.append(id_texts(values))
                 continue
-            if kind == "text":
+            if kind == "text" and values.dtype == pl.String:
                 continue
-            cast = parse_cells(values, kind)
+            try:
+                cast = parse_cells(values, kind)
+            except TypeError:
+                cast = _no_cells(values, pl.Null())
             failed = cast.is_null() & values.is_not_null()
             errors[failed.to_numpy()] = f"{name} is not {_EXPECTED[kind]}"
             casts.append(cast)
@@ -235,6 +241,11 @@ class TableReader:
         try:
             converted = convert(values, column, source)
         except (pl.exceptions.PolarsError, TypeError) as error:
+            if frame.height and self.mapping.file_format == "jsonl":
+                # These cells, not the column: see `mapped_json`.
+                kind = pl.Series(pa.nulls(0, column.type)).dtype
+                nothing = _no_cells(values, kind).alias(column.name)
+                return nothing, values.is_not_null()
             raise InputError(
                 f"tables.{self.table}: {column.name!r} cannot be made from "
                 f"values of type {values.dtype}; expected "
@@ -245,6 +256,10 @@ class TableReader:
         if converted.dtype.is_float() and column.nullable:
             converted = converted.fill_nan(None)
         return converted.alias(column.name), failed
+
+
+def _no_cells(values: pl.Series, kind: pl.DataType) -> pl.Series:
+    return pl.Series(values.name, [None] * len(values), dtype=kind)
 
 
 def mentioned(

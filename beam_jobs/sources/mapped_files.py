@@ -8,7 +8,6 @@ as declared. All go through Beam's file systems, so `gs://` works.
 
 import dataclasses
 import io
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,14 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs.event_rows import to_polars
+from beam_jobs.sources.mapped_blocks import (
+    NOT_UTF8,
+    Block,
+    MarkingStream,
+    checked_texts,
+    unmark,
+)
+from beam_jobs.sources.mapped_json import json_blocks
 from beam_jobs.sources.mapping import FileFormat, nearest
 from schemas.errors import InputError
 
@@ -37,23 +44,6 @@ class LogFile:
     format: FileFormat
     delimiter: str = ","
     num_bytes: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Some records of a file.
-
-    Attributes:
-      frame: n records.
-      numbers: int64 [n], each record's number in the file, from 1.
-      malformed: records that are no row, as (number, reason, text).
-      garbled: bool [n], or None: records with bytes that are not UTF-8.
-    """
-
-    frame: pl.DataFrame
-    numbers: np.ndarray
-    malformed: Sequence[tuple[int, str, str]] = ()
-    garbled: np.ndarray | None = None
 
 
 def find_files(
@@ -91,6 +81,17 @@ def parts_of(file: LogFile) -> list[int]:
         return list(range(parquet.metadata.num_row_groups))
 
 
+def num_rows_of(files: Sequence[LogFile]) -> int | None:
+    """Records of Parquet files; of text files nobody knows before."""
+    if any(file.format != "parquet" for file in files):
+        return None
+    total = 0
+    for file in files:
+        with _parquet(file) as parquet:
+            total += parquet.metadata.num_rows
+    return total
+
+
 def read_sample(file: LogFile) -> pl.DataFrame:
     """Names and types of a file's columns; of text files the first block.
 
@@ -99,7 +100,7 @@ def read_sample(file: LogFile) -> pl.DataFrame:
     """
     if file.format == "parquet":
         with _parquet(file) as parquet:
-            return to_polars(parquet.schema_arrow.empty_table())
+            return _frame(parquet.schema_arrow.empty_table())
     for block in read_blocks(file, 0):
         if block.frame.width:
             return block.frame
@@ -112,12 +113,9 @@ def read_blocks(file: LogFile, part: int) -> Iterator[Block]:
     Raises:
       InputError: the file cannot be read.
     """
-    read = {
-        "parquet": _parquet_blocks,
-        "csv": _csv_blocks,
-        "jsonl": _jsonl_blocks,
-    }[file.format]
-    return read(file, part)
+    if file.format == "parquet":
+        return _parquet_blocks(file, part)
+    return _csv_blocks(file) if file.format == "csv" else _json_blocks(file)
 
 
 def _parquet_blocks(file: LogFile, part: int) -> Iterator[Block]:
@@ -129,25 +127,47 @@ def _parquet_blocks(file: LogFile, part: int) -> Iterator[Block]:
             for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[part]):
                 numbers = np.arange(number, number + batch.num_rows)
                 number += batch.num_rows
-                yield Block(to_polars(pa.Table.from_batches([batch])), numbers)
+                batch, garbled = checked_texts(batch)
+                rows = pa.Table.from_batches([batch])
+                yield Block(_frame(rows), numbers, garbled=garbled)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(file, error) from error
 
 
-def _csv_blocks(file: LogFile, part: int) -> Iterator[Block]:
-    del part
+def _frame(rows: pa.Table) -> pl.DataFrame:
+    for number, field in enumerate(rows.schema):
+        if pa.types.is_decimal256(field.type):  # Unknown to polars.
+            texts = rows.column(number).cast(pa.string())
+            rows = rows.set_column(number, field.name, texts)
+    return to_polars(rows)
+
+
+def _json_blocks(file: LogFile) -> Iterator[Block]:
+    try:
+        with _open(file) as stream:
+            yield from json_blocks(stream)
+    except (OSError, EOFError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _csv_blocks(file: LogFile) -> Iterator[Block]:
     malformed: list[tuple[int, str, str]] = []
 
     def skip(row: pa_csv.InvalidRow) -> str:
+        text, garbled = unmark(row.text)
         reason = "the row has not the header's number of cells"
         # Rows count from 1 with the header.
-        malformed.append((row.number - 1, reason, row.text))
+        malformed.append(
+            (row.number - 1, NOT_UTF8 if garbled else reason, text)
+        )
         return "skip"
 
     names = _csv_header(file)
+    stream = MarkingStream(_open(file))
     try:
-        reader = pa_csv.open_csv(
-            io.BufferedReader(_Bytes(_open(file))),
+        # Closed also where a reader of blocks stops early.
+        with pa_csv.open_csv(
+            io.BufferedReader(stream),
             # Threads would leave the invalid rows without a number.
             pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
             pa_csv.ParseOptions(
@@ -159,18 +179,19 @@ def _csv_blocks(file: LogFile, part: int) -> Iterator[Block]:
                 column_types={name: pa.binary() for name in names},
                 strings_can_be_null=False,
             ),
-        )
-        number, reported = 1, 0
-        for batch in reader:
-            bad = {n for n, _, _ in malformed}
-            numbers: list[int] = []
-            while len(numbers) < batch.num_rows:
-                if number not in bad:
-                    numbers.append(number)
-                number += 1
-            new, reported = malformed[reported:], len(malformed)
-            frame, garbled = _decode(batch)
-            yield Block(frame, np.array(numbers, np.int64), new, garbled)
+        ) as reader:
+            number, reported = 1, 0
+            bad: set[int] = set()
+            for batch in reader:
+                new, reported = malformed[reported:], len(malformed)
+                bad.update(n for n, _, _ in new)
+                numbers: list[int] = []
+                while len(numbers) < batch.num_rows:
+                    if number not in bad:
+                        numbers.append(number)
+                    number += 1
+                frame, garbled = _decode(batch, stream.marked)
+                yield Block(frame, np.array(numbers, np.int64), new, garbled)
         if number == 1 or reported < len(malformed):
             # Only a header, or invalid rows after the last good one.
             yield Block(
@@ -179,25 +200,13 @@ def _csv_blocks(file: LogFile, part: int) -> Iterator[Block]:
                 malformed[reported:],
             )
     except (pa.ArrowException, OSError, EOFError) as error:
+        if "straddling object" in str(error):
+            raise InputError(
+                f"{file.path} has a record of more than "
+                f"{BLOCK_BYTES >> 20} MiB, probably from a quote that is "
+                "never closed. Repair that record."
+            ) from error
         raise _unreadable(file, error) from error
-
-
-class _Bytes(io.RawIOBase):
-    """A stream that Arrow accepts: Beam's own, of compressed files, have a
-    method `closed` where Arrow expects a value.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__()
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def _csv_header(file: LogFile) -> list[str]:
@@ -206,7 +215,7 @@ def _csv_header(file: LogFile) -> list[str]:
     try:
         # Just the header: with no rows every column is of type null.
         header = pa_csv.open_csv(
-            io.BytesIO(start),
+            MarkingStream(io.BytesIO(start)),
             parse_options=pa_csv.ParseOptions(
                 delimiter=file.delimiter,
                 newlines_in_values=True,
@@ -227,94 +236,21 @@ def _csv_header(file: LogFile) -> list[str]:
     return list(header)
 
 
-def _decode(batch: pa.RecordBatch) -> tuple[pl.DataFrame, np.ndarray | None]:
+def _decode(
+    batch: pa.RecordBatch, marked: bool
+) -> tuple[pl.DataFrame, np.ndarray | None]:
     """Cells as text; an empty cell is null, a wrong byte is marked."""
     columns, garbled = {}, None
     for name, cells in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            text = cells.cast(pa.string())
-        except pa.ArrowInvalid:
-            # Rare, so slow: replace what is not UTF-8 by U+FFFD.
-            raw = cells.to_pylist()
-            text = pa.array([c.decode(errors="replace") for c in raw])
-            wrong = np.array([_is_garbled(c) for c in raw])
+        text = cells.cast(pa.string())
+        if marked:  # Rare, so slow.
+            found = [unmark(cell) for cell in text.to_pylist()]
+            text = pa.array([cell for cell, _ in found], pa.string())
+            wrong = np.array([is_wrong for _, is_wrong in found], bool)
             garbled = wrong if garbled is None else garbled | wrong
         series = pl.Series(name, text, dtype=pl.String)
         columns[name] = series.set(series == "", None)
     return pl.DataFrame(columns), garbled
-
-
-def _is_garbled(cell: bytes) -> bool:
-    try:
-        cell.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def _jsonl_blocks(file: LogFile, part: int) -> Iterator[Block]:
-    del part
-    number, rest = 1, b""
-    try:
-        with _open(file) as stream:
-            while chunk := stream.read(BLOCK_BYTES):
-                chunk = rest + chunk
-                end = chunk.rfind(b"\n") + 1
-                rest = chunk[end:]
-                if end:
-                    yield _parse_lines(chunk[:end], number)
-                    number += chunk.count(b"\n", 0, end)
-        if rest.strip():
-            yield _parse_lines(rest, number)
-    except (OSError, EOFError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _parse_lines(data: bytes, first: int) -> Block:
-    """Parses JSON objects, one a line; blank lines are no records."""
-    lines = data.split(b"\n")
-    numbers = [i for i, line in enumerate(lines, first) if line.strip()]
-    try:
-        frame = pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-        if frame.height == len(numbers):
-            return Block(frame, np.array(numbers, np.int64))
-    except (pl.exceptions.PolarsError, ValueError, RuntimeError):
-        pass
-    # Something in the block is wrong or of mixed types: look line by line.
-    good: list[dict[str, Any]] = []
-    kept: list[int] = []
-    malformed = []
-    for number in numbers:
-        line = lines[number - first]
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("no object")
-        except ValueError:
-            text = line.decode(errors="replace")
-            malformed.append((number, "the line is no JSON object", text))
-            continue
-        good.append(record)
-        kept.append(number)
-    names = list(dict.fromkeys(name for record in good for name in record))
-    frame = pl.DataFrame(
-        [_series(name, [r.get(name) for r in good]) for name in names]
-    )
-    return Block(frame, np.array(kept, np.int64), malformed)
-
-
-def _series(name: str, values: list[Any]) -> pl.Series:
-    """Cells of one column; of mixed types they become text."""
-    kinds = {type(v) for v in values if v is not None}
-    if len(kinds) <= 1 or kinds == {int, float}:
-        try:
-            return pl.Series(name, values, strict=kinds != {int, float})
-        except (pl.exceptions.PolarsError, TypeError, OverflowError):
-            pass
-    texts = [
-        v if v is None or isinstance(v, str) else json.dumps(v) for v in values
-    ]
-    return pl.Series(name, texts, dtype=pl.String)
 
 
 def _open(file: LogFile) -> Any:

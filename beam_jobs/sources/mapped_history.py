@@ -9,15 +9,19 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from beam_jobs import progress
 from beam_jobs.event_files import RawTable
 from beam_jobs.event_rows import RawRows
+from beam_jobs.sources.mapped_blocks import NOT_UTF8
 from beam_jobs.sources.mapped_cells import id_lists, id_texts
 from beam_jobs.sources.mapped_files import (
     LogFile,
     find_files,
+    num_rows_of,
     parts_of,
     read_blocks,
     read_sample,
@@ -51,8 +55,14 @@ def history_table(
                 )
     parts = [(n, p) for n, f in enumerate(files) for p in parts_of(f)]
     read = _Read(tuple(files), history, schema.arrow("watches"))
-    num_bytes = sum(file.num_bytes for file in files)
-    return RawTable("watches", parts, read, True, num_bytes)
+    return RawTable(
+        "watches",
+        parts,
+        read,
+        before_log=True,
+        num_bytes=sum(file.num_bytes for file in files),
+        num_rows=num_rows_of(files),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +84,26 @@ class _Read:
         if start_us is None:
             raise ValueError("An undated history needs the log's start.")
         for block in read_blocks(file, unit):
-            rows = watches_of(block.frame, self.history, start_us)
-            numbers = block.numbers[rows["row"].to_numpy()]
+            try:
+                rows = watches_of(block.frame, self.history, start_us)
+            except TypeError as error:
+                raise InputError(
+                    f"{file.name}: undated_history expects a text or number "
+                    f"as user_id and lists or texts of video ids: {error}."
+                ) from error
+            record = rows["row"].to_numpy()
+            errors = np.full(len(record), None, object)
+            if block.garbled is not None:
+                errors[block.garbled[record]] = NOT_UTF8
             table = rows.select(self.schema.names).to_arrow()
             yield RawRows(
                 table.cast(self.schema),
                 file.name,
-                numbers,
+                block.numbers[record],
+                errors=errors,
                 malformed=block.malformed,
             )
+            progress.report("read", block.num_records)
 
 
 def watches_of(

@@ -260,21 +260,30 @@ def test_transform_gives_every_shard_once(tmp_path: Path) -> None:
     )
     assert found == [("a", 0), ("a", 1), ("b", 0)]
     assert job.counts == {
+        "searches_capped_users": 0,
         "searches_over_user_cap": 0,
+        "watches_capped_users": 0,
         "watches_over_user_cap": 0,
     }
 
 
-def test_cap_is_counted_across_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group_rows", [4, 100])
+def test_cap_is_counted_across_batches(tmp_path: Path, group_rows: int) -> None:
     rows = watches([("a", f"v{t}", t, None, True) for t in range(10)])
-    # Row groups of 4, 4 and 2 rows, cap 3: whatever falls before or after
-    # the shuffle, 7 of 10 go.
-    pq.write_table(rows, tmp_path / "w.parquet", row_group_size=4)
+    # Exactly as many as may be: not capped.
+    more = watches([("b", f"v{t}", t, None, True) for t in range(3)])
+    # Row groups of 4, 4, 4 and 1 rows, or one: whatever falls before or after
+    # the shuffle, with cap 3 of 13 rows 7 go, all of one user.
+    rows = pa.concat_tables([rows, more])
+    pq.write_table(rows, tmp_path / "w.parquet", row_group_size=group_rows)
     with run_pipeline(pipeline_options()) as job:
         _ = job.pipeline | GroupByUserShard(
             {"watches": {"all": [str(tmp_path / "w.parquet")]}}, SCHEMA, 2, 3
         )
-    assert job.counts == {"watches_over_user_cap": 7}
+    assert job.counts == {
+        "watches_capped_users": 1,
+        "watches_over_user_cap": 7,
+    }
 
 
 def test_thin_shards_are_the_same_together() -> None:
@@ -361,7 +370,10 @@ def test_bucketed_files_need_no_shuffle_and_give_the_same(
     read = read_by_job(tmp_path / "read", files[::-1], 3)
     assert read == shuffled
     # 11 users of 8 or 9 rows each, cap 4: 90 - 44 are left out.
-    assert read[0] == {"watches_over_user_cap": 46}
+    assert read[0] == {
+        "watches_capped_users": 11,
+        "watches_over_user_cap": 46,
+    }
 
 
 def test_a_file_that_is_not_bucketed_as_its_name_says_is_refused(

@@ -140,7 +140,7 @@ def test_a_missing_log_names_the_file(tmp_path, capsys) -> None:
 def test_good_logs_become_events(tmp_path, capsys) -> None:
     rows = "a,v,1700000000,61\na,w,1700000100,5\na,v,1700000000,61\n"
     assert main(_logs(tmp_path, HEADER + rows)) == 0
-    assert "watches.duplicates 1" in capsys.readouterr().out
+    assert "watches: 1 duplicates, 2 good" in capsys.readouterr().out
     # A run goes on with them, whatever else its configuration says.
     store = ArtifactStore(str(tmp_path / "work"))
     (ingested,) = store.versions("events")

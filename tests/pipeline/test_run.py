@@ -58,6 +58,38 @@ def test_metrics_of_all_stages_end_in_one_file(run: Run) -> None:
     assert json.loads(path.read_text()) == {"index.recall_at_100": 3.0}
 
 
+def test_every_counter_of_a_stage_is_a_metric(run: Run) -> None:
+    def write(counts: dict[str, int]):
+        def fill(writer: ArtifactWriter) -> None:
+            Path(writer.file("a.txt")).write_text("x")
+            writer.counts |= counts
+
+        return fill
+
+    events = run.building("events", "split")
+    bad = {"watches.bad": 1, "watches.bad.user_id is empty": 1}
+    built = events.stage("events", {}, {"logs": "1"}, write(bad))
+    capped = {"watches_over_user_cap": 12_345, "watches_capped_users": 0}
+    events.stage("split", {}, {}, write(capped))
+    path = Path(run.workdir, "metrics.json")
+    assert json.loads(path.read_text()) == {
+        "events.watches.bad": 1.0,
+        "events.watches.bad.user_id is empty": 1.0,
+        "split.watches_over_user_cap": 12_345.0,
+        "split.watches_capped_users": 0.0,
+    }
+    assert built.metrics["events.watches.bad"] == 1.0
+    # The manifest keeps whole numbers, without the stage's name.
+    assert built.counts == bad
+    # A newer version takes the place of all that the older one said.
+    events.stage("events", {}, {"logs": "2"}, write({"watches.bad": 0}))
+    merged = json.loads(path.read_text())
+    assert {k: v for k, v in merged.items() if k.startswith("events.")} == {
+        "events.watches.bad": 0.0
+    }
+    assert merged["split.watches_over_user_cap"] == 12_345.0
+
+
 def test_a_work_directory_remembers_its_configuration(run: Run) -> None:
     assert saved_config(run.workdir) is None
     run.stage("index", {}, {}, _writes("x"))
