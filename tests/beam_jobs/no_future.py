@@ -24,8 +24,9 @@ from beam_jobs.retrieval_examples import (
     choose_cases,
     choose_labels,
 )
+from beam_jobs.shard_rows import PART
 from beam_jobs.split import part_by_time
-from beam_jobs.user_shards import PART, UserShard
+from beam_jobs.user_shards import UserShard
 from beam_jobs.vocabularies import count_shard
 from schemas.config import RankingExamplesConfig, RetrievalExamplesConfig
 from schemas.requests import raw_inputs
