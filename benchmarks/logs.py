@@ -100,7 +100,9 @@ def make_log(
     scratch = path / "platforms"
     scratch.mkdir(parents=True)
     users = num_events / sum(ROWS_PER_USER[t] for t in tables)
-    platforms = max(1, round(num_events / 1e6), -int(-users // MAX_PLATFORM_USERS))
+    platforms = max(
+        1, round(num_events / 1e6), -int(-users // MAX_PLATFORM_USERS)
+    )
     config = SimulatorConfig(num_users=max(20, round(users / platforms)))
     rows = dict.fromkeys((*tables, "users", "videos"), 0)
     for number in range(platforms):
@@ -204,9 +206,7 @@ def _merge(
     """Joins the platforms' days and writes the split's parts."""
     split = SplitConfig()
     edges_us = _day_edges_us(config)
-    bounds, _ = time_bounds(
-        int(edges_us[0]) - 1, int(edges_us[-1]), split
-    )
+    bounds, _ = time_bounds(int(edges_us[0]) - 1, int(edges_us[-1]), split)
     (path / BOUNDS_FILE).write_text(bounds.to_json())
     train_days = config.num_days - split.valid_days - split.test_days
     ends = (train_days, train_days + split.valid_days, config.num_days)
@@ -224,9 +224,7 @@ def _days(
     scratch: Path, table: str, platforms: int, days: Sequence[int]
 ) -> Iterator[pa.Table]:
     """The rows of each day, of all platforms, in the order of time."""
-    files = [
-        pq.ParquetFile(scratch / f"{table}-{n}") for n in range(platforms)
-    ]
+    files = [pq.ParquetFile(scratch / f"{table}-{n}") for n in range(platforms)]
     for day in days:
         rows = pa.concat_tables([f.read_row_group(day) for f in files])
         if "event_time_us" in rows.column_names:
@@ -278,10 +276,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--num_events", type=int, required=True)
-    parser.add_argument("--tables", nargs="+", default=list(TIMED_TABLES))
+    parser.add_argument("--tables", default=",".join(TIMED_TABLES))
     parser.add_argument("--graph", action="store_true")
     args = parser.parse_args()
-    log = make_log(args.path, args.num_events, args.tables)
+    log = make_log(args.path, args.num_events, args.tables.split(","))
     if args.graph:
         make_graph(args.path, args.num_events)
     print(json.dumps({"rows": log.rows}))
