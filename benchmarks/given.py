@@ -7,7 +7,6 @@ the examples of one and the same transform.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,13 +15,14 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from beam_jobs import transform
 from beam_jobs.normalization import max_knots
+from beam_jobs.watch_rows import PartName
 from benchmarks.logs import Log, read_log
 from schemas.config import Config
 from schemas.examples import ExampleKey, retrieval_keys
 from schemas.features import FeatureSet, feature_set
 from schemas.vocabularies import read_vocabulary
 
-PARTS: tuple[Literal["train", "valid"], ...] = ("train", "valid")
+PARTS: tuple[PartName, ...] = ("train", "valid")
 # A region of the user in the vocabulary `region`, and so on.
 USER_COLUMNS = ("region", "device", "language", "gender", "logged_in")
 

@@ -27,6 +27,7 @@ from beam_jobs import transform, vocabularies
 from beam_jobs.runners import pipeline_options
 from beam_jobs.sources.simulated import simulate
 from beam_jobs.split import PARTS, time_bounds
+from beam_jobs.watch_rows import PartName
 from schemas.config import Config, SplitConfig
 from schemas.events import TIMED_TABLES, EventSchema
 from schemas.features import feature_set
@@ -67,7 +68,9 @@ class Log:
             for path in sorted((self.path / part).glob(f"{table}-*"))
         ]
 
-    def split_files(self, *parts: str) -> dict[str, dict[str, list[str]]]:
+    def split_files(
+        self, *parts: PartName
+    ) -> dict[PartName, dict[str, list[str]]]:
         """Part -> timed table -> files."""
         tables = [t for t in TIMED_TABLES if t in self.rows]
         return {p: {t: self.files(t, p) for t in tables} for p in parts}

@@ -7,6 +7,7 @@ vocabularies, knots) is the same, written here for one record at a time.
 """
 
 import bisect
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -188,7 +189,7 @@ class MakeExamples(beam.DoFn):
             value = user.get(column)
             if isinstance(value, bool):
                 value = str(value).lower()
-            features[f"user_{column}"] = _ints([ids.get(value, 0)])
+            features[f"user_{column}"] = _ints([ids.get(value or "", 0)])
         features["user_age"] = _floats(self._normalized(user.get("age")))
         return features
 
@@ -232,7 +233,7 @@ class _Context:
 def tokenize(query: str) -> list[str]:
     """Lower-case words, then pairs of neighbours."""
     words = _WORD.findall(query.lower())
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def mix(seed: int, *keys: int) -> int:
