@@ -13,10 +13,10 @@ import polars as pl
 from beam_jobs.example_files import Column, ExampleWriter, Ragged
 from benchmarks.contest import run_contestant
 from benchmarks.given import PARTS, USER_COLUMNS, Given
+from benchmarks.polars_transform import normalize
 from schemas.hashing import hash_strings, mix
 
 _CHUNK_ROWS = 65_536
-_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 _USER_TIME = ["user_id", "event_time_us"]
 
 
@@ -242,23 +242,6 @@ def columns(
     )
     found["seen"] = distinct(_at(videos, ranges(first, end)))
     return found
-
-
-def normalize(
-    values: np.ndarray, knots: np.ndarray, levels: np.ndarray
-) -> np.ndarray:
-    """Quantile, square, root and is_missing, float32 [n, 4]."""
-    missing = np.isnan(values)
-    values = np.where(missing, knots[0], values)
-    right = np.searchsorted(knots, values, side="right")
-    low = knots[np.maximum(right - 1, 0)]
-    below, above = levels[np.maximum(right - 1, 0)].T
-    next_knot = np.append(knots, np.inf)[right]
-    next_level = np.append(levels[:, 0], 1)[right]
-    share = (values - low) / (next_knot - low)
-    x = np.where(values == low, below, above + share * (next_level - above))
-    x = np.where(missing | (right == 0), 0, np.clip(x, 0, _BELOW_ONE))
-    return np.stack([x, x * x, np.sqrt(x), missing], axis=1).astype(np.float32)
 
 
 def vocabulary_frame(given: Given, space: str, name: str) -> pl.DataFrame:

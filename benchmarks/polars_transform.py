@@ -97,7 +97,9 @@ def normalize(
     above = levels[left, 1]
     next_knot = np.append(knots, np.float32(np.inf))[right]
     next_level = np.append(levels[:, 0], np.float32(1))[right]
-    share = (values - low) / (next_knot - low)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Below the smallest knot both are that one; the level is 0.
+        share = (values - low) / (next_knot - low)
     x = above + share * (next_level - above)
     x = np.where(values == low, levels[left, 0], x)
     x = np.clip(x, 0, _BELOW_ONE)

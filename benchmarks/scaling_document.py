@@ -6,9 +6,11 @@ the measurements and from the assumptions below, which the text states.
 
 import dataclasses
 import math
+import re
 import statistics
 import string
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ JOBS = (
     "retrieval_examples",
     "ranking_examples",
 )
+# All timed tables by user, and little else: the transform shuffles more, but
+# what it adds are the requests of a sample of fixed size.
+LARGEST_GROUPING = "ranking_examples"
 TEMPLATE = Path(__file__).with_name("scaling_template.md")
 
 # What the arithmetic assumes; none of it was measured.
@@ -33,6 +38,9 @@ MIN_SLICE_ROWS = 1_000
 ELEMENT_BYTES = 8 << 20
 
 Run = Mapping[str, Any]
+_ITEM = re.compile(r"(- |\d+\. )")
+# Tables, headings, code: lines that stay as they are.
+_VERBATIM = ("|", "#", "    ", "```")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +85,14 @@ def document(measured: Mapping[str, Any]) -> str:
         for job in JOBS
     }
     template = string.Template(TEMPLATE.read_text())
-    return template.substitute(
+    text = template.substitute(
         _machine(measured["machine"])
         | {"sizes": _words([f"{n:,}" for n in measured["sizes"]])}
         | {"config": measured["config"], "config_sha256": measured["sha256"]}
         | {"jobs": "\n".join(_job(job, runs[job], laws[job]) for job in JOBS)}
         | _extrapolated(laws)
     )
+    return "\n".join(_filled(text))
 
 
 def _job(job: str, runs: Sequence[Run], laws: Mapping[str, Law]) -> str:
@@ -116,7 +125,8 @@ def _job(job: str, runs: Sequence[Run], laws: Mapping[str, Law]) -> str:
         residuals = ", ".join(f"{100 * r:+.1f}" for r in law.residuals)
         lines.append(
             f"- {text} = {law.start * scale:.{digits}f} "
-            f"{law.per_million * scale:+.{digits}f} M "
+            f"{'-' if law.per_million < 0 else '+'} "
+            f"{abs(law.per_million) * scale:.{digits}f} M "
             f"(residuals in %: {residuals})"
         )
     return "\n".join([*lines, ""])
@@ -131,8 +141,7 @@ def _extrapolated(laws: Mapping[str, Mapping[str, Law]]) -> dict[str, str]:
     worker_hours = vcpu_hours / VCPUS_PER_WORKER
     workers = math.ceil(worker_hours / HOURS)
     shuffled = sum(laws[job]["shuffled_bytes"].at(EVENTS) for job in JOBS)
-    largest = max(JOBS, key=lambda j: laws[j]["shuffled_bytes"].per_million)
-    grouped = laws[largest]["shuffled_bytes"].at(EVENTS)
+    grouped = laws[LARGEST_GROUPING]["shuffled_bytes"].at(EVENTS)
     shards = math.ceil(grouped / SHARD_BYTES)
     radix = math.ceil(math.sqrt(shards))
     row_bytes = grouped / EVENTS
@@ -158,7 +167,7 @@ def _extrapolated(laws: Mapping[str, Mapping[str, Law]]) -> dict[str, str]:
         "shuffled_tb": f"{shuffled / 1e12:.2f}",
         "shuffled_twice_tb": f"{2 * shuffled / 1e12:.2f}",
         "per_worker_mb_s": f"{per_worker / 1e6:.1f}",
-        "largest": largest,
+        "largest": LARGEST_GROUPING,
         "grouped_tb": f"{grouped / 1e12:.2f}",
         "shard_mib": str(SHARD_BYTES >> 20),
         "shards": f"{shards:,}",
@@ -174,6 +183,29 @@ def _extrapolated(laws: Mapping[str, Mapping[str, Law]]) -> dict[str, str]:
         "element_rows": f"{element_rows:,.0f}",
         "second_slice_rows": f"{element_rows / radix:,.0f}",
     }
+
+
+def _filled(text: str) -> Iterator[str]:
+    """Fills paragraphs and list items to the width; all else as it is."""
+    waiting: list[str] = []
+    verbatim = False
+    for line in [*text.splitlines(), ""]:
+        verbatim ^= line.startswith("```")
+        is_text = not (verbatim or line.startswith(_VERBATIM) or not line)
+        if waiting and (not is_text or _ITEM.match(line)):
+            item = _ITEM.match(waiting[0])
+            yield textwrap.fill(
+                " ".join(waiting),
+                80,
+                subsequent_indent=" " * len(item[0]) if item else "",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            waiting = []
+        if is_text:
+            waiting.append(line.strip())
+        else:
+            yield line
 
 
 def _machine(machine: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+import yaml
+
 from schemas.config import Config
 
 _SECTIONS = (
@@ -23,7 +25,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "config": json.dumps(sections, sort_keys=True),
+                "config": yaml.safe_dump(sections, width=76),
                 "sha256": hashlib.sha256(text.encode()).hexdigest(),
             }
         )
