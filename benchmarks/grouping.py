@@ -7,16 +7,21 @@ import time
 import apache_beam as beam
 
 from beam_jobs.runners import count, pipeline_options, run_pipeline
-from beam_jobs.user_shards import GroupByUserShard, UserShard
+from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
 from benchmarks.contest import peak_rss_gib, total_cpu_s
 from benchmarks.given import PARTS, Given
 from benchmarks.shuffle import counted_shuffle
 
 
-def group_events(given: Given, num_shards: int) -> dict[str, int]:
-    """Groups what retrieval examples read; returns the counts.
+def group_events(given: Given, num_shards: int | None) -> dict[str, int]:
+    """Groups what retrieval examples read.
 
-    `shards` and `rows` count what came out.
+    Args:
+      given: the log.
+      num_shards: None for the number that the job would choose.
+
+    Returns:
+      `shards` and `rows` that came out, and the jobs' own counts.
     """
     log = given.log
     sources: dict[str, dict[str, list[str]]] = {
@@ -31,7 +36,7 @@ def group_events(given: Given, num_shards: int) -> dict[str, int]:
             >> GroupByUserShard(
                 sources,
                 log.schema,
-                num_shards,
+                num_shards_of(sources, num_shards),
                 given.config.beam.max_events_per_user,
             )
             | "Count" >> beam.Map(_count)
@@ -63,7 +68,7 @@ def main() -> None:
                 "cpu_s": total_cpu_s() - cpu_s,
                 "peak_rss_gib": peak_rss_gib(),
                 "shuffled_bytes": shuffled.total,
-                "num_shards": num_shards,
+                "num_shards": counts["shards"],
                 "events": given.num_events(),
                 "counts": counts,
             }

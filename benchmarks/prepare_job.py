@@ -1,6 +1,7 @@
-"""One job of `prepare` on a benchmark log, in a process of its own.
+"""One data job on a benchmark log, in a process of its own.
 
-The jobs follow one another as the stages do: each reads what those before it
+`events` is what `ingest` does: rows in the order of time are validated and
+bucketed by user. The others are those of `prepare`. The jobs follow one another as the stages do: each reads what those before it
 wrote below the same work folder.
 """
 
@@ -8,22 +9,26 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import (
+    event_files,
     ranking_examples,
     retrieval_examples,
     split,
     transform,
     vocabularies,
 )
+from beam_jobs.event_rows import RawRows
 from beam_jobs.runners import pipeline_options
 from beam_jobs.watch_rows import PartName
 from benchmarks.contest import peak_rss_gib, total_cpu_s
-from benchmarks.logs import Log, read_log
+from benchmarks.logs import ROW_GROUP_ROWS, Log, read_log
 from benchmarks.shuffle import counted_shuffle
 from schemas.config import Config
 from schemas.events import TIMED_TABLES
@@ -34,7 +39,7 @@ Counts = dict[str, int]
 
 
 class Jobs:
-    """The jobs of `prepare`, each with a folder below `work`."""
+    """The data jobs, each with a folder below `work`."""
 
     def __init__(self, log: Log, work: Path) -> None:
         self.log, self.work, self.config = log, work, Config()
@@ -62,9 +67,38 @@ class Jobs:
             for table in TIMED_TABLES
         }
 
+    def stored(self, table: str) -> list[str]:
+        """Files of a table, as `events` wrote them."""
+        folder = self.work / "events"
+        return sorted(str(f) for f in folder.glob(f"{table}-*"))
+
+    def events(self) -> Counts:
+        sources = []
+        for table in (*TIMED_TABLES, "users", "videos"):
+            files = self.log.files(table)
+            source = event_files.RawTable(
+                table,
+                [
+                    (path, group)
+                    for path in files
+                    for group in range(pq.read_metadata(path).num_row_groups)
+                ],
+                read_rows,
+                num_bytes=sum(Path(path).stat().st_size for path in files),
+            )
+            sources.append(source)
+        return event_files.run(
+            sources,
+            self.log.schema,
+            self.folder("events"),
+            self.config.beam.num_shards,
+            self.config.beam.max_bad_share,
+            self.options,
+        )
+
     def split(self) -> Counts:
         return split.run(
-            {table: self.log.files(table) for table in TIMED_TABLES},
+            {table: self.stored(table) for table in TIMED_TABLES},
             self.log.schema,
             self.config.split,
             self.config.beam.num_shards,
@@ -75,8 +109,8 @@ class Jobs:
     def vocabularies(self) -> Counts:
         return vocabularies.run(
             self.part("train"),
-            self.log.files("users"),
-            self.log.files("videos"),
+            self.stored("users"),
+            self.stored("videos"),
             self.bounds,
             self.log.schema,
             self.features,
@@ -90,7 +124,7 @@ class Jobs:
         config = self.config
         return transform.run(
             files=self.part("train")
-            | {t: self.log.files(t) for t in ("users", "videos")},
+            | {t: self.stored(t) for t in ("users", "videos")},
             vocabulary_folder=self.folder("vocabularies"),
             output=self.folder("transform"),
             schema=self.log.schema,
@@ -107,7 +141,7 @@ class Jobs:
         config = self.config
         return retrieval_examples.run(
             {"train": self.part("train"), "valid": self.part("valid")},
-            self.log.files("users"),
+            self.stored("users"),
             self.bounds,
             self.folder("vocabularies"),
             str(self.work / "transform" / transform.FOLDER),
@@ -128,8 +162,8 @@ class Jobs:
                 table: {"train": train[table], "valid": valid[table]}
                 for table in TIMED_TABLES
             },
-            users=self.log.files("users"),
-            videos=self.log.files("videos"),
+            users=self.stored("users"),
+            videos=self.stored("videos"),
             transform_path=str(self.work / "transform" / transform.FOLDER),
             output=self.folder("ranking_examples"),
             parts=("train", "valid"),
@@ -140,6 +174,17 @@ class Jobs:
             utc_offset_hours=config.split.utc_offset_hours,
             options=self.options,
         )
+
+
+def read_rows(
+    part: tuple[str, int], log_start_us: int | None
+) -> Iterator[RawRows]:
+    """A (file, row group) as raw rows: a reader for `RawTable`."""
+    path, group = part
+    rows = pq.ParquetFile(path).read_row_group(group)
+    first = group * ROW_GROUP_ROWS + 1
+    numbers = np.arange(first, first + rows.num_rows)
+    yield RawRows(rows, Path(path).name, numbers)
 
 
 def measure(job: Callable[[], Counts], folder: Path) -> dict[str, object]:

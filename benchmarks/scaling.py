@@ -1,4 +1,4 @@
-"""Measures how the jobs of `prepare` grow, and writes docs/scaling.md.
+"""Measures how the data jobs grow, and writes docs/scaling.md.
 
     python benchmarks/scaling.py --output docs/scaling.md
 

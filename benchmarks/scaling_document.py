@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 JOBS = (
+    "events",
     "split",
     "vocabularies",
     "transform",
     "retrieval_examples",
     "ranking_examples",
 )
-# All timed tables by user, and little else: the transform shuffles more, but
-# what it adds are the requests of a sample of fixed size.
-LARGEST_GROUPING = "ranking_examples"
+# All tables by user; what follows reads files that are bucketed already.
+LARGEST_GROUPING = "events"
 TEMPLATE = Path(__file__).with_name("scaling_template.md")
 
 # What the arithmetic assumes; none of it was measured.
@@ -32,10 +32,9 @@ HOURS = 4
 VCPUS_PER_WORKER = 4
 # A vCPU is a hyper-thread: half a core; the figures here are of whole cores.
 VCPUS_PER_CORE = 2
-SHARD_BYTES = 256 << 20
+SHARD_BYTES = 64 << 20
+# A row group of our files.
 READ_BATCH_ROWS = 131_072
-MIN_SLICE_ROWS = 1_000
-ELEMENT_BYTES = 8 << 20
 
 Run = Mapping[str, Any]
 _ITEM = re.compile(r"(- |\d+\. )")
@@ -90,7 +89,7 @@ def document(measured: Mapping[str, Any]) -> str:
         | {"sizes": _words([f"{n:,}" for n in measured["sizes"]])}
         | {"config": measured["config"], "config_sha256": measured["sha256"]}
         | {"jobs": "\n".join(_job(job, runs[job], laws[job]) for job in JOBS)}
-        | _extrapolated(laws)
+        | _extrapolated(laws, measured)
     )
     return "\n".join(_filled(text))
 
@@ -132,7 +131,9 @@ def _job(job: str, runs: Sequence[Run], laws: Mapping[str, Law]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _extrapolated(laws: Mapping[str, Mapping[str, Law]]) -> dict[str, str]:
+def _extrapolated(
+    laws: Mapping[str, Mapping[str, Law]], measured: Mapping[str, Any]
+) -> dict[str, str]:
     """Every number of the section on 100 billion events."""
     millions = EVENTS / 1e6
     cpu_per_million = sum(laws[job]["cpu_s"].per_million for job in JOBS)
@@ -143,9 +144,8 @@ def _extrapolated(laws: Mapping[str, Mapping[str, Law]]) -> dict[str, str]:
     shuffled = sum(laws[job]["shuffled_bytes"].at(EVENTS) for job in JOBS)
     grouped = laws[LARGEST_GROUPING]["shuffled_bytes"].at(EVENTS)
     shards = math.ceil(grouped / SHARD_BYTES)
-    radix = math.ceil(math.sqrt(shards))
-    row_bytes = grouped / EVENTS
-    element_rows = ELEMENT_BYTES / row_bytes
+    one_pass = measured["one_pass_shards"]
+    groups = min(one_pass, math.ceil(math.sqrt(shards)))
     per_worker = 2 * shuffled / (workers * HOURS * 3600)
     shares = [
         f"| {job} | {laws[job]['cpu_s'].per_million:.2f} "
@@ -174,14 +174,14 @@ def _extrapolated(laws: Mapping[str, Mapping[str, Law]]) -> dict[str, str]:
         "events_per_shard": f"{EVENTS / shards:,.0f}",
         "batch_rows": f"{READ_BATCH_ROWS:,}",
         "slice_rows": f"{READ_BATCH_ROWS / shards:,.1f}",
-        "min_slice_rows": f"{MIN_SLICE_ROWS:,}",
-        "one_pass_shards": f"{READ_BATCH_ROWS // MIN_SLICE_ROWS:,}",
-        "radix": f"{radix:,}",
-        "first_slice_rows": f"{READ_BATCH_ROWS / radix:,.0f}",
-        "row_bytes": f"{row_bytes:.0f}",
-        "element_mib": str(ELEMENT_BYTES >> 20),
-        "element_rows": f"{element_rows:,.0f}",
-        "second_slice_rows": f"{element_rows / radix:,.0f}",
+        "min_slice_rows": f"{measured['slice_rows']:,}",
+        "one_pass_shards": str(one_pass),
+        "groups": str(groups),
+        "width": f"{math.ceil(shards / groups):,}",
+        "first_slice_rows": f"{READ_BATCH_ROWS / groups:,.0f}",
+        "element_mib": str(measured["element_bytes"] >> 20),
+        "grouped_twice_tb": f"{2 * grouped / 1e12:.2f}",
+        "row_bytes": f"{grouped / EVENTS:.0f}",
     }
 
 

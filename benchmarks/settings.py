@@ -1,10 +1,12 @@
-"""The configuration that the measured jobs run with: the defaults."""
+"""What the measured jobs run with: the default configuration, and how the
+shuffle cuts."""
 
 import hashlib
 import json
 
 import yaml
 
+from beam_jobs import column_shuffle
 from schemas.config import Config
 
 _SECTIONS = (
@@ -18,7 +20,7 @@ _SECTIONS = (
 
 
 def main() -> None:
-    """Prints the jobs' sections and the sha256 of the whole as JSON."""
+    """Prints the jobs' sections the sha256 of the whole, and the shuffle's numbers."""
     config = Config()
     text = config.model_dump_json()
     sections = config.model_dump(mode="json", include=set(_SECTIONS))
@@ -26,6 +28,9 @@ def main() -> None:
         json.dumps(
             {
                 "config": yaml.safe_dump(sections, width=76),
+                "element_bytes": column_shuffle.MAX_ELEMENT_BYTES,
+                "slice_rows": column_shuffle.SLICE_ROWS,
+                "one_pass_shards": column_shuffle.ONE_PASS_SHARDS,
                 "sha256": hashlib.sha256(text.encode()).hexdigest(),
             }
         )

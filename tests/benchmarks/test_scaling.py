@@ -64,24 +64,28 @@ def test_the_arithmetic_of_the_document() -> None:
             "sizes": [1_000_000, 3_000_000, 10_000_000],
             "config": "beam: {num_shards: 8}\n",
             "sha256": "00ff",
+            "element_bytes": 8 << 20,
+            "slice_rows": 1000,
+            "one_pass_shards": 128,
             "runs": {job: runs for job in JOBS},
         }
     )
     plain = re.sub(r"\s+", " ", text)
-    # 5 jobs x 3.6 s x 100,000 million = 1.8e6 s = 500 core hours; x 2 vCPUs
-    # / 4 = 250 worker hours; / 4 h = 62.5.
-    assert "18.00 s x 100,000 million / 3,600 s = 500 core hours" in plain
-    assert "**250 worker hours**" in plain
-    assert "**63 workers**" in plain
-    # 20 B x 1e11 = 2 TB a job. 2e12 / 2^28 = 7,450.6 shards, root 86.3.
-    assert "move **10.00 TB**" in plain
-    assert "**7,451 shards**" in plain
-    assert "sqrt(7,451) = 87 groups" in plain
-    # 131,072 / 7,451 and / 87.
-    assert "leave 17.6 rows a slice" in plain
-    assert "slices of 1,507 rows in the first pass" in plain
-    # 20e12 B / (63 x 14,400 s).
-    assert "22.0 MB/s a worker" in plain
+    # 6 jobs x 3.6 s x 100,000 million = 2.16e6 s = 600 core hours; x 2 vCPUs
+    # / 4 = 300 worker hours; / 4 h = 75.
+    assert "21.60 s x 100,000 million / 3,600 s = 600 core hours" in plain
+    assert "**300 worker hours**" in plain
+    assert "**75 workers**" in plain
+    # 20 B x 1e11 = 2 TB a job. 2e12 / 2^26 = 29,802.3 shards, root 172.6.
+    assert "move **12.00 TB**" in plain
+    assert "2.00 TB / 64 MiB = **29,803 shards**" in plain
+    # At most 128 groups: 29,803 / 128 = 232.8; 131,072 / 128 = 1,024.
+    assert "into 128 groups, which leaves 1,024 rows a batch" in plain
+    assert "into its 233 shards" in plain
+    # 131,072 / 29,803.
+    assert "leave 4.4 rows a slice" in plain
+    # 24e12 B / (75 x 14,400 s).
+    assert "22.2 MB/s a worker" in plain
     assert "| 3,000,000 | 1 | 15.8 | 10.0 | 1.00 | 60.0 |" in text
     assert "CPU seconds = 5.00 + 3.60 M" in text
     assert max(map(len, text.splitlines())) <= 80
