@@ -1,8 +1,9 @@
 """One data job on a benchmark log, in a process of its own.
 
 `events` is what `ingest` does: rows in the order of time are validated and
-bucketed by user. The others are those of `prepare`. The jobs follow one another as the stages do: each reads what those before it
-wrote below the same work folder.
+bucketed by user. The others are those of `prepare`. The jobs follow one
+another as the stages do: each reads what those before it wrote below the same
+work folder.
 """
 
 import argparse

@@ -20,7 +20,7 @@ _SECTIONS = (
 
 
 def main() -> None:
-    """Prints the jobs' sections the sha256 of the whole, and the shuffle's numbers."""
+    """Prints JSON: sections, sha256 of the whole, numbers of the shuffle."""
     config = Config()
     text = config.model_dump_json()
     sections = config.model_dump(mode="json", include=set(_SECTIONS))
