@@ -1,6 +1,6 @@
 """Measures the Beam jobs beside their peers; prints one JSON object.
 
-    python benchmarks/beam_jobs.py             # some 12 minutes on 2 cores
+    python benchmarks/beam_jobs.py             # some 13 minutes on 2 cores
     python benchmarks/beam_jobs.py --quick     # small sizes: does it run?
     python benchmarks/beam_jobs.py --only columnar
 
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--rows", type=int, default=3_000_000)
-    parser.add_argument("--thin_events", type=int, default=3_000_000)
+    parser.add_argument("--thin_events", type=int, default=10_000_000)
     parser.add_argument("--thin_shards", type=int, default=10_000)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--thin_repetitions", type=int, default=2)

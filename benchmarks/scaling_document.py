@@ -121,7 +121,9 @@ def _job(job: str, runs: Sequence[Run], laws: Mapping[str, Law]) -> str:
         ("shuffled_bytes", "shuffled MB", 1e-6, 1),
     ):
         law = laws[name]
-        residuals = ", ".join(f"{100 * r:+.1f}" for r in law.residuals)
+        residuals = ", ".join(
+            f"{round(100 * r, 1) + 0.0:+.1f}" for r in law.residuals
+        )
         lines.append(
             f"- {text} = {law.start * scale:.{digits}f} "
             f"{'-' if law.per_million < 0 else '+'} "
