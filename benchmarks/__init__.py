@@ -1,0 +1,1 @@
+"""What the jobs cost, measured beside their peers; see README.md."""
