@@ -167,6 +167,7 @@ def make_graph(path: Path, num_events: int) -> Path:
         shards=config.beam,
         seed=config.seed,
         utc_offset_hours=config.split.utc_offset_hours,
+        train_end_us=log.bounds.train_end_us,
         options=options,
     )
     return folder

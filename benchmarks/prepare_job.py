@@ -135,6 +135,7 @@ class Jobs:
             shards=config.beam,
             seed=config.seed,
             utc_offset_hours=config.split.utc_offset_hours,
+            train_end_us=self.bounds.train_end_us,
             options=self.options,
         )
 
