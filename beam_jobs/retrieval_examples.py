@@ -39,7 +39,7 @@ from schemas.config import (
 from schemas.events import EventSchema
 from schemas.examples import FILE_PATTERN, ExampleKey, retrieval_keys
 from schemas.features import Feature, FeatureSet, feature_set
-from schemas.requests import RawInput, raw_inputs
+from schemas.requests import RawInput, retrieval_inputs
 from schemas.split import SplitBounds
 from schemas.vocabularies import Vocabulary, read_vocabulary
 
@@ -85,9 +85,6 @@ def run(
       evaluation), and the user cap's.
     """
     features = feature_set(schema, retrieval, ranking)
-    query = features.select("query")
-    if isinstance(transform, str):
-        transform = TransformGraph(transform, outputs=[f.name for f in query])
     sources: dict[str, dict[str, Sequence[str]]] = {}
     for part, tables in split_files.items():
         for table in ("watches", "searches"):
@@ -95,17 +92,8 @@ def run(
                 sources.setdefault(table, {})[part] = tables[table]
     if schema.has("users"):
         sources["users"] = {"all": users_files}
-    builder = ExampleBuilder(
-        transform=transform,
-        inputs=tuple(
-            raw
-            for raw in raw_inputs(schema, retrieval, ranking)
-            if not raw.ranking_only
-        ),
-        features=query,
-        bounds=bounds,
-        config=retrieval,
-        seed=seed,
+    builder = ExampleBuilder.of(
+        transform, schema, retrieval, ranking, bounds, seed
     )
     with run_pipeline(options) as job:
         _ = (
@@ -173,6 +161,24 @@ class ExampleBuilder:
     bounds: SplitBounds
     config: RetrievalExamplesConfig
     seed: int
+
+    @classmethod
+    def of(
+        cls,
+        transform: Transform | str,
+        schema: EventSchema,
+        retrieval: RetrievalExamplesConfig,
+        ranking: RankingExamplesConfig,
+        bounds: SplitBounds,
+        seed: int,
+    ) -> "ExampleBuilder":
+        """The builder of a log; arguments as of `run`."""
+        query = feature_set(schema, retrieval, ranking).select("query")
+        if isinstance(transform, str):
+            names = [f.name for f in query]
+            transform = TransformGraph(transform, outputs=names)
+        inputs = retrieval_inputs(schema, retrieval, ranking)
+        return cls(transform, inputs, query, bounds, retrieval, seed)
 
     def training(
         self, moments: Moments, ids: np.ndarray, weights: np.ndarray
