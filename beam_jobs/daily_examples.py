@@ -275,13 +275,11 @@ def by_day(
       is_first: undated watches precede the first day; else they are left out.
       cap: rows kept per user, table and day, the most recent ones.
     """
-    first = local_days(np.int64(days.start_us), days.utc_offset_hours)
     tables: dict[str, list[pa.Table]] = {}
     codes: dict[str, list[np.ndarray]] = {}
     for table in [t for t in TIMED_TABLES if t in shard.tables]:
-        number = (
-            local_days(shard.times_us(table), days.utc_offset_hours) - first
-        )
+        number = local_days(shard.times_us(table), days.utc_offset_hours)
+        number -= days.first_number
         before = number < 0
         if table == "watches":
             old = undated(shard)
@@ -292,7 +290,7 @@ def by_day(
         count(f"{table}_before_since", before.sum())
         users = shard.user_codes[table]
         keep = _most_recent(number, users, cap)
-        count(f"{table}_over_user_cap", np.sum(number >= 0) - keep.size)
+        count(f"{table}_over_user_cap", (number >= 0).sum() - keep.size)
         rows = shard.tables[table].take(pa.array(keep)).combine_chunks()
         ends = np.searchsorted(number[keep], np.arange(len(days) + 1))
         spans = list(itertools.pairwise(ends))

@@ -49,6 +49,11 @@ class DayRange:
         return (self.end - self.first).days
 
     @property
+    def first_number(self) -> int:
+        """Days of `first` since 1 January 1970."""
+        return (self.first - _EPOCH).days
+
+    @property
     def start_us(self) -> int:
         return midnight_us(self.first, self.utc_offset_hours)
 

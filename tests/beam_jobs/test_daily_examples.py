@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import daily_examples
+from beam_jobs import daily_examples, retrieval_examples, window_examples
 from beam_jobs.runners import pipeline_options
 from schemas.config import (
     BeamConfig,
@@ -21,6 +21,8 @@ from schemas.config import (
 from schemas.days import DAYS_FILE, DayRange
 from schemas.events import TIMED_TABLES, EventSchema
 from schemas.hashing import hash_strings, mix
+from schemas.split import SplitBounds
+from schemas.vocabularies import Vocabulary, vocabulary_files
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -343,3 +345,100 @@ def test_the_days_are_told_of_as_they_are_read(tmp_path: Path) -> None:
     days = DayRange.read(str(out / DAYS_FILE))
     assert days.start_us == START and days.end_us == START + 2 * DAY
     assert list(days) == list(found)
+
+
+class TinyTransform:
+    """Numbers that differ as soon as any input of the request does."""
+
+    def __call__(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        watched = raw["watch_history_video_id"] != b""
+        hours = (
+            raw["request_time_us"][:, None] - raw["watch_history_event_time_us"]
+        ) // HOUR
+        seconds = np.nan_to_num(raw["watch_history_watch_time_s"], nan=7.0)
+        names = np.vectorize(lambda v: int(v[1:] or 0), otypes=[np.int64])(
+            raw["watch_history_video_id"]
+        )
+        history = (names * 1000 + hours) * 100_000 + seconds.astype(np.int64)
+        asked = np.vectorize(len, otypes=[np.int64])(raw["search_query"])
+        hours = raw["search_event_time_us"] // HOUR
+        return {
+            "watch_history": np.where(watched, history, -1),
+            "search_tokens": np.where(hours > 0, hours * 100 + asked, -1),
+            "user_region": np.array([len(r) for r in raw["user_region"]]),
+        }
+
+
+@pytest.mark.parametrize("limit", [3, 20, None])
+def test_a_window_of_days_is_a_run_over_its_events(
+    limit: int | None, tmp_path: Path
+) -> None:
+    log = random_log(6)
+    schema, files = EventSchema.of_tables(log), write_log(tmp_path / "log", log)
+    # v7, v8 have no id.
+    terms = [f"v{i}" for i in range(7)]
+    Vocabulary.of_terms("video", terms, range(7, 0, -1)).write(
+        *vocabulary_files(str(tmp_path), "video")
+    )
+    retrieval = RETRIEVAL.model_copy(update={"examples_per_user": limit})
+    bounds = SplitBounds(
+        "time", START, START + NUM_DAYS * DAY, START + 9 * DAY, OFFSET_HOURS
+    )
+    (tmp_path / "direct").mkdir()
+    direct = retrieval_examples.run(
+        {"train": {t: files[t] for t in ("watches", "searches")}},
+        files["users"],
+        bounds,
+        str(tmp_path),
+        TinyTransform(),
+        schema,
+        retrieval,
+        RANKING,
+        BeamConfig(num_shards=SHARDS),
+        SEED,
+        str(tmp_path / "direct"),
+        pipeline_options(),
+        ("train",),
+    )
+    first, _ = run_days(tmp_path / "days", of_days(log, 0, 2), 0, 2)
+    last, _ = run_days(
+        tmp_path / "days", of_days(log, 2, NUM_DAYS), 2, NUM_DAYS, first
+    )
+    days = [str(FIRST + datetime.timedelta(i)) for i in range(NUM_DAYS)]
+    folders = [str(first)] * 2 + [str(last)] * 2
+    (tmp_path / "window").mkdir()
+    counts = window_examples.run(
+        days=dict(zip(days, folders, strict=True)),
+        bounds=bounds,
+        vocabularies=str(tmp_path),
+        transform=TinyTransform(),
+        schema=schema,
+        retrieval=retrieval,
+        ranking=RANKING,
+        num_shards=SHARDS,
+        output=str(tmp_path / "window"),
+        options=pipeline_options(),
+    )
+    assert _examples(tmp_path / "window") == _examples(tmp_path / "direct")
+    told = {n: c for n, c in direct.items() if n.startswith("train_")}
+    assert counts == told
+    # The cases are there: unknown videos, watches that had not ended.
+    assert counts["train_labels_out_of_vocabulary"] > 10
+    stored = [
+        r
+        for day, folder in zip(days, folders, strict=True)
+        for r in rows_of(Path(folder), f"{day}/retrieval-*.parquet")
+    ]
+    running = [r for r in stored if r["label_end_us"] > bounds.train_end_us]
+    assert len(running) > 3
+    if limit == 3:
+        assert counts["train_examples"] == 3 * counts["train_users"]
+    if limit is None:
+        out = counts["train_labels_out_of_vocabulary"]
+        assert counts["train_examples"] == len(stored) - len(running) - out
+
+
+def _examples(folder: Path) -> dict[str, str]:
+    paths = sorted(folder.glob("train-*.tfrecord"))
+    assert len(paths) == SHARDS
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
