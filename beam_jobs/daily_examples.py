@@ -41,7 +41,7 @@ from schemas.config import (
     RankingExamplesConfig,
     RetrievalExamplesConfig,
 )
-from schemas.days import DAYS_FILE, DayRange, local_day
+from schemas.days import DAYS_FILE, DayRange, local_day, midnight_us
 from schemas.errors import InputError
 from schemas.events import TIMED_TABLES, EventSchema
 from schemas.requests import RawInput, retrieval_inputs
@@ -207,13 +207,11 @@ class _WriteDays(beam.DoFn):
             today = state.followed_by(events)
             path = retrieval_path(self._output, str(day), *place)
             self._write_retrieval(path, today)
-            single = DayRange(
-                day,
-                day,
-                day + datetime.timedelta(days=1),
-                self._days.utc_offset_hours,
+            start_us, end_us = (
+                midnight_us(d, self._days.utc_offset_hours)
+                for d in (day, day + datetime.timedelta(days=1))
             )
-            state = state.after(today, single.start_us, single.end_us)
+            state = state.after(today, start_us, end_us)
         state.write(self._output, *place)
         for table, rows in state.tables.items():
             count(f"state_{table}", rows.num_rows)

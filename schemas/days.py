@@ -32,11 +32,9 @@ class DayRange:
     """Whole days of local time, first .. end - 1.
 
     The state in the same folder is that of the midnight at which `end`
-    begins. `chain_start` is the first day of the version that began with an
-    empty state.
+    begins.
     """
 
-    chain_start: datetime.date
     first: datetime.date
     end: datetime.date
     utc_offset_hours: float
@@ -77,7 +75,7 @@ class DayRange:
                 path, compression_type="uncompressed"
             ) as stream:
                 values = json.loads(stream.read().decode())
-            for name in ("chain_start", "first", "end"):
+            for name in ("first", "end"):
                 values[name] = datetime.date.fromisoformat(values[name])
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:

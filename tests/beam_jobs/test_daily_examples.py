@@ -132,7 +132,6 @@ def run_days(
         users=files["users"],
         schema=EventSchema.of_tables(log),
         days=DayRange(
-            FIRST,
             FIRST + datetime.timedelta(first),
             FIRST + datetime.timedelta(end),
             OFFSET_HOURS,
