@@ -7,9 +7,14 @@ when the label's watch had ended, the priority of the draw), and the state at
 the last midnight. A run over several days is the run over each of them, one
 after the other: so are the bytes.
 
-    YYYY-MM-DD/retrieval-SSSSS-of-NNNNN.parquet
+    YYYY-MM-DD/{retrieval,ranking}-SSSSS-of-NNNNN.parquet
+    YYYY-MM-DD/video_statistics.parquet
     state/{watches,searches,impressions}-SSSSS-of-NNNNN.parquet
+    state/videos.parquet
     days.json
+
+Ranking and videos where the log has impressions: see `daily_ranking` and
+`video_state`.
 """
 
 import datetime
@@ -24,6 +29,8 @@ import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_jobs import video_state
+from beam_jobs.daily_ranking import RankingDays, ranking_path
 from beam_jobs.histories import RawRequests, watch_end_us
 from beam_jobs.lagged_statistics import local_days
 from beam_jobs.output_files import make_folder, write_bytes, write_parquet
@@ -100,6 +107,7 @@ def run(
     *,
     event_files: Mapping[str, Sequence[str]],
     users: Sequence[str],
+    videos: Sequence[str],
     schema: EventSchema,
     days: DayRange,
     parent: str | None,
@@ -114,7 +122,7 @@ def run(
 
     Args:
       event_files: timed table -> files; rows before the days are left out.
-      users: files of the users table; unused if the log has none.
+      users, videos: files of these tables; `users` may be empty.
       schema: what the log has.
       days: which days; no event is after them.
       parent: folder whose state ends where the days begin; None: the days
@@ -127,10 +135,10 @@ def run(
       options: of the runner.
 
     Returns:
-      Counters `retrieval_examples`, and per table `<table>_before_since`
-      (rows before the days), `<table>_over_user_cap`, `state_<table>`, and
-      `undated_watches_not_first` (left out: only a first day has a history
-      before it).
+      Counters `retrieval_examples`, `ranking_examples`, and per table
+      `<table>_before_since` (rows before the days), `<table>_over_user_cap`,
+      `state_<table>`, and `undated_watches_not_first` (left out: only a
+      first day has a history before it).
 
     Raises:
       InputError: unreadable files.
@@ -143,6 +151,15 @@ def run(
     }
     if schema.has("users"):
         sources["users"] = {"all": list(users)}
+    ranking_days = None
+    if schema.has("impressions"):
+        ranking_days = RankingDays(
+            days, parent, output, videos, schema, retrieval, ranking
+        )
+        if ranking.lagged_statistics:
+            video_state.run(
+                event_files["impressions"], days, parent, output, options
+            )
     write = _WriteDays(
         days=days,
         parent=parent,
@@ -151,6 +168,7 @@ def run(
         seed=seed,
         inputs=label_inputs(schema, retrieval, ranking),
         state=StateSchema.of(schema, retrieval),
+        ranking=ranking_days,
     )
     with run_pipeline(options) as job:
         _ = (
@@ -191,11 +209,18 @@ class _WriteDays(beam.DoFn):
         seed: int,
         inputs: tuple[RawInput, ...],
         state: StateSchema,
+        ranking: RankingDays | None,
     ) -> None:
         self._days, self._parent, self._output = days, parent, output
         self._num_shards = shards.num_shards
         self._cap = shards.max_events_per_user
         self._seed, self._inputs, self._state = seed, inputs, state
+        self._ranking = ranking
+
+    def setup(self) -> None:
+        self._statistics = None
+        if self._ranking is not None:
+            self._statistics = self._ranking.statistics()
 
     def process(self, shard: UserShard) -> None:
         place = (shard.shard, self._num_shards)
@@ -207,6 +232,9 @@ class _WriteDays(beam.DoFn):
             today = state.followed_by(events)
             path = retrieval_path(self._output, str(day), *place)
             self._write_retrieval(path, today)
+            if self._ranking is not None:
+                path = ranking_path(self._output, str(day), *place)
+                self._ranking.write(path, today, self._statistics)
             start_us, end_us = (
                 midnight_us(d, self._days.utc_offset_hours)
                 for d in (day, day + datetime.timedelta(days=1))

@@ -96,6 +96,7 @@ class DayStages:
             writer.counts |= daily_examples.run(
                 event_files=timed,
                 users=data.entity_files("users"),
+                videos=data.entity_files("videos"),
                 schema=self._schema,
                 days=self._new_days(parent, first, last),
                 parent=parent.version.path if parent else None,

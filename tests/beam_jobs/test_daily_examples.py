@@ -85,6 +85,54 @@ def random_log(seed: int) -> dict[str, pa.Table]:
     }
 
 
+def with_impressions(log: dict[str, pa.Table], seed: int) -> dict:
+    """The log with requests, many of which go on after midnight."""
+    rng = np.random.default_rng(seed)
+    rows: list[tuple] = []
+    for user in log["users"].column("user_id").to_pylist():
+        hours = rng.choice(np.arange(NUM_DAYS * 8) * 3 + 1, 9, replace=False)
+        minutes = [*hours * 60, *(np.arange(1, NUM_DAYS) * 24 * 60 - 7)]
+        for number, minute in enumerate(minutes):
+            name = f"{user}-{number}" if rng.random() < 0.9 else None
+            for place in range(int(rng.integers(1, 6))):
+                seconds = 60 * int(minute) + 150 * place
+                clicked = bool(rng.random() < 0.4)
+                rows.append(
+                    (
+                        user,
+                        f"v{rng.integers(0, 9)}",
+                        START + seconds * 1_000_000,
+                        ["home", "next"][number % 2],
+                        clicked,
+                        float(rng.integers(1, 400)) / 7 if clicked else 0.0,
+                        name,
+                        None if rng.random() < 0.1 else place + 1,
+                    )
+                )
+    names = EventSchema(
+        {
+            "impressions": (
+                *("user_id", "video_id", "event_time_us", "surface"),
+                *("clicked", "watch_time_s", "request_id", "position"),
+            )
+        }
+    ).arrow("impressions")
+    columns = [list(c) for c in zip(*rows, strict=True)]
+    videos = [f"v{i}" for i in range(9)]
+    return log | {
+        "impressions": pa.table(columns, schema=names),
+        "videos": pa.table(
+            {
+                "video_id": videos,
+                "channel_id": ["c1", "c2", None] * 3,
+                "topics": [["t"]] * 9,
+                "upload_time_us": [START] * 9,
+                "duration_s": [60.0] * 9,
+            }
+        ),
+    }
+
+
 def write_log(folder: Path, log: dict[str, pa.Table]) -> dict[str, list[str]]:
     """Two files a table, rows in any order."""
     folder.mkdir()
@@ -130,6 +178,7 @@ def run_days(
     counts = daily_examples.run(
         event_files=files,
         users=files["users"],
+        videos=files.get("videos", []),
         schema=EventSchema.of_tables(log),
         days=DayRange(
             FIRST + datetime.timedelta(first),
@@ -168,7 +217,7 @@ def rows_of(folder: Path, pattern: str) -> list[dict]:
 def test_days_one_by_one_are_all_days_at_once(
     seed: int, cap: int, tmp_path: Path
 ) -> None:
-    log = random_log(seed)
+    log = with_impressions(random_log(seed), seed)
     whole, counts = run_days(tmp_path / "whole", log, 0, NUM_DAYS, cap=cap)
     chain: list[Path] = []
     # The second run is given two days, the others one.
@@ -177,8 +226,9 @@ def test_days_one_by_one_are_all_days_at_once(
         part = of_days(log, first, end)
         out, _ = run_days(tmp_path / "days", part, first, end, parent, cap)
         chain.append(out)
-    # 4 days of one table, a state of two, a file for each shard.
-    assert len(hashes(whole)) == (NUM_DAYS + 2) * SHARDS
+    # 4 days of two kinds, a state of three, a file for each shard; the videos.
+    files = (NUM_DAYS * 2 + 3) * SHARDS + NUM_DAYS + 1
+    assert len(hashes(whole)) == files
     assert hashes(*chain) == hashes(whole)
     assert (counts["watches_over_user_cap"] > 0) == (cap == 3)
 
@@ -293,6 +343,101 @@ def test_examples_and_state_hold_what_loops_over_the_rows_find(
             assert [(r[column], r["event_time_us"]) for r in kept] == [
                 (r[column], r["event_time_us"]) for r in last
             ]
+
+
+def test_requests_are_those_of_the_whole_log(tmp_path: Path) -> None:
+    """Also those that go on after midnight: one cut, one context, one key."""
+    log = with_impressions(random_log(7), 7)
+    chain: list[Path] = []
+    for number in range(NUM_DAYS):
+        part, parent = of_days(log, number, number + 1), chain[-1:]
+        out, _ = run_days(tmp_path, part, number, number + 1, *parent)
+        chain.append(out)
+
+    shown = log["impressions"].to_pylist()
+    groups: dict[tuple, list[dict]] = {}
+    for r in shown:
+        name = r["request_id"] or r["event_time_us"]
+        groups.setdefault((r["user_id"], name), []).append(r)
+    watches = sorted(
+        log["watches"].to_pylist(),
+        key=lambda r: (r["event_time_us"], r["video_id"]),
+    )
+    expected: dict[int, list[tuple]] = {n: [] for n in range(NUM_DAYS)}
+    spanning = 0
+    for (user, _), rows in groups.items():
+        cut = min(r["event_time_us"] for r in rows)
+        history, seen = (
+            [
+                (e["video_id"], e["event_time_us"])
+                for e in events
+                if e["user_id"] == user and e["event_time_us"] < cut
+            ][::-1][:H]
+            for events in (watches, shown_in_order(shown))
+        )
+        days = sorted({(r["event_time_us"] - START) // DAY for r in rows})
+        spanning += len(days) > 1
+        for number in days:
+            of_day = sorted(
+                (
+                    r
+                    for r in rows
+                    if (r["event_time_us"] - START) // DAY == number
+                ),
+                key=lambda r: (
+                    r["position"] or 0,
+                    *(r["video_id"], r["event_time_us"]),
+                ),
+            )
+            today = START + (cut - START) // DAY * DAY
+            for i in range(0, len(of_day), 3):
+                some = of_day[i : i + 3]
+                before = [
+                    [
+                        e
+                        for e in shown
+                        if e["video_id"] == r["video_id"]
+                        and e["event_time_us"] < today
+                    ]
+                    for r in some
+                ]
+                expected[number].append(
+                    (
+                        *(user, cut, history, seen, some[0]["surface"]),
+                        [r["video_id"] for r in some],
+                        [r["position"] or 0 for r in some],
+                        [float(r["clicked"]) for r in some],
+                        [len(b) for b in before],
+                    )
+                )
+    assert spanning > 5
+    for number, folder in enumerate(chain):
+        day = FIRST + datetime.timedelta(number)
+        stored = rows_of(folder, f"{day}/ranking-*.parquet")
+        assert len({r["request_key"] for r in stored}) == len(
+            {(r["user_id"], r["request_time_us"]) for r in stored}
+        )
+        assert sorted(expected[number]) == sorted(
+            (
+                *(r["user_id"], r["request_time_us"]),
+                history_of(r, "watch"),
+                history_of(r, "impression"),
+                *(r["surface"], r["candidate_video_id"]),
+                *(r["candidate_position"], r["labels.clicked"]),
+                r["video_lagged_impressions"],
+            )
+            for r in stored
+        )
+
+
+def shown_in_order(shown: list[dict]) -> list[dict]:
+    return sorted(shown, key=lambda r: (r["event_time_us"], r["video_id"]))
+
+
+def history_of(row: dict, kind: str) -> list[tuple[str, int]]:
+    videos = row[f"{kind}_history_video_id"]
+    times = row[f"{kind}_history_event_time_us"]
+    return list(zip(videos, times, strict=True))
 
 
 def test_rows_before_the_days_are_counted_and_not_read(tmp_path: Path) -> None:
