@@ -7,7 +7,7 @@ configuration; the chain of parents is a work directory's days so far.
 
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from beam_jobs.runners import pipeline_options
 from pipeline.console import say
@@ -120,14 +120,13 @@ class DayStages:
         sections = {"since": str(self._since), **self._sections()}
         return self._run.stage("daily_examples", sections, inputs, write)
 
-    def window_examples(self, newest: Artifact) -> Artifact | None:
+    def window_examples(self, newest: Artifact) -> None:
         """Writes the training examples of all days of a chain.
+
+        Without vocabularies and transform for the configuration it says so.
 
         Args:
           newest: the chain's last version of `daily_examples`.
-
-        Returns:
-          None where vocabularies and transform are not there yet.
         """
         fitted = self._fitted()
         if fitted is None:
@@ -137,12 +136,18 @@ class DayStages:
                 f"prepare --workdir {self._run.workdir}` makes them from the "
                 "events of a window."
             )
-            return None
-        vocabularies, transform = fitted
+            return
         chain = list(self._chain(Days.of(newest)))[::-1]
-        days = {
-            str(day): link.version.path for link in chain for day in link.range
-        }
+        self._window_retrieval(chain, *fitted)
+        if self._schema.has("impressions"):
+            self._window_ranking(chain, fitted[1])
+
+    def _window_retrieval(
+        self,
+        chain: Sequence[Days],
+        vocabularies: Artifact,
+        transform: Artifact,
+    ) -> Artifact:
         first, last = chain[0].range, chain[-1].range
         bounds = SplitBounds(
             "time",
@@ -155,11 +160,9 @@ class DayStages:
         def write(writer: ArtifactWriter) -> None:
             from beam_jobs import window_examples
 
-            for link in chain:
-                link.version.verify()
             config = self._run.config
             writer.counts |= window_examples.run(
-                days=days,
+                days=_folders(chain),
                 bounds=bounds,
                 vocabularies=vocabularies.path,
                 transform=join(transform.path, "transform_fn"),
@@ -171,23 +174,53 @@ class DayStages:
                 options=self._options,
             )
 
+        inputs = {
+            "days": _fingerprint(chain, "retrieval-"),
+            "vocabularies": vocabularies.fingerprint(),
+            "transform": transform.fingerprint(),
+        }
+        return self._run.stage(
+            "window_examples", self._window(chain), inputs, write
+        )
+
+    def _window_ranking(
+        self,
+        chain: Sequence[Days],
+        transform: Artifact,
+    ) -> Artifact:
+        def write(writer: ArtifactWriter) -> None:
+            from beam_jobs import window_ranking
+
+            config = self._run.config
+            writer.counts |= window_ranking.run(
+                days=_folders(chain),
+                transform_path=join(transform.path, "transform_fn"),
+                schema=self._schema,
+                retrieval=config.retrieval_examples,
+                ranking=config.ranking_examples,
+                num_shards=config.beam.num_shards,
+                output=writer.path,
+                options=self._options,
+            )
+
+        # The transform graph holds the vocabularies.
+        inputs = {
+            "days": _fingerprint(chain, "ranking-"),
+            "transform": transform.fingerprint(),
+        }
+        return self._run.stage(
+            "window_ranking_examples", self._window(chain), inputs, write
+        )
+
+    def _window(self, chain: Sequence[Days]) -> Sections:
         config = self._run.config
-        sections: Sections = {
-            "window": f"{first.first} to {last.end}, {self._local_time()}",
+        first, end = chain[0].range.first, chain[-1].range.end
+        return {
+            "window": f"{first} to {end}, {self._local_time()}",
             "beam": config.beam,
             "retrieval_examples": config.retrieval_examples,
             "ranking_examples": config.ranking_examples,
         }
-        stored = [
-            link.version.fingerprint(*(f"{day}/" for day in link.range))
-            for link in chain
-        ]
-        inputs = {
-            "days": digest(stored),
-            "vocabularies": vocabularies.fingerprint(),
-            "transform": transform.fingerprint(),
-        }
-        return self._run.stage("window_examples", sections, inputs, write)
 
     def _sections(self) -> Sections:
         """What makes versions fit together in a chain."""
@@ -301,6 +334,22 @@ class DayStages:
                     terms.verify()
                     return terms, transform
         return None
+
+
+def _folders(chain: Sequence[Days]) -> dict[str, str]:
+    """Day -> folder; what will be read is verified."""
+    for link in chain:
+        link.version.verify()
+    return {str(day): link.version.path for link in chain for day in link.range}
+
+
+def _fingerprint(chain: Sequence[Days], prefix: str) -> str:
+    return digest(
+        [
+            link.version.fingerprint(*(f"{day}/{prefix}" for day in link.range))
+            for link in chain
+        ]
+    )
 
 
 def _last(days: DayRange) -> datetime.date:

@@ -51,6 +51,7 @@ COMMANDS = {
     "ranking_holdout": "prepare",
     "daily_examples": "prepare --since DAY",
     "window_examples": "prepare --since DAY",
+    "window_ranking_examples": "prepare --since DAY",
     "retrieval_model": "train retrieval",
     "index": "index",
     "ranking_model": "train ranking",
@@ -58,7 +59,7 @@ COMMANDS = {
     "evaluation": "evaluate",
 }
 PREPARED = tuple(s for s, made_by in COMMANDS.items() if made_by == "prepare")
-DAILY = ("daily_examples", "window_examples")
+DAILY = ("daily_examples", "window_examples", "window_ranking_examples")
 LEARNT = tuple(COMMANDS)[1 + len(PREPARED) + len(DAILY) :]
 
 
