@@ -132,9 +132,9 @@ class DayStages:
         if fitted is None:
             say(
                 "window_examples: ids and examples follow when vocabularies "
-                "and transform are there for this configuration; `watchnext "
-                f"prepare --workdir {self._run.workdir}` makes them from the "
-                "events of a window."
+                "and transform are there for this configuration and log; "
+                f"`watchnext prepare --workdir {self._run.workdir}` makes them "
+                "from the events of a window."
             )
             return
         chain = list(self._chain(Days.of(newest)))[::-1]
@@ -165,7 +165,7 @@ class DayStages:
                 days=_folders(chain),
                 bounds=bounds,
                 vocabularies=vocabularies.path,
-                transform=join(transform.path, "transform_fn"),
+                transform=_graph(transform),
                 schema=self._schema,
                 retrieval=config.retrieval_examples,
                 ranking=config.ranking_examples,
@@ -194,7 +194,7 @@ class DayStages:
             config = self._run.config
             writer.counts |= window_ranking.run(
                 days=_folders(chain),
-                transform_path=join(transform.path, "transform_fn"),
+                transform_path=_graph(transform),
                 schema=self._schema,
                 retrieval=config.retrieval_examples,
                 ranking=config.ranking_examples,
@@ -213,10 +213,13 @@ class DayStages:
         )
 
     def _window(self, chain: Sequence[Days]) -> Sections:
-        config = self._run.config
         first, end = chain[0].range.first, chain[-1].range.end
+        window = f"{first} to {end}, {self._local_time()}"
+        return {"window": window, **self._examples_sections()}
+
+    def _examples_sections(self) -> Sections:
+        config = self._run.config
         return {
-            "window": f"{first} to {end}, {self._local_time()}",
             "beam": config.beam,
             "retrieval_examples": config.retrieval_examples,
             "ranking_examples": config.ranking_examples,
@@ -313,27 +316,35 @@ class DayStages:
             link = by_key.get(link.version.manifest["inputs"]["parent"])
 
     def _fitted(self) -> tuple[Artifact, Artifact] | None:
-        """The newest transform for the configuration, and its vocabularies."""
+        """The newest vocabularies and transform for what the days have."""
+        from beam_jobs.transform_graph import feature_names
+
         config, run = self._run.config, self._run
-        shared: Sections = {
-            "beam": config.beam,
-            "retrieval_examples": config.retrieval_examples,
-            "ranking_examples": config.ranking_examples,
+        shared = self._examples_sections()
+        terms = {
+            version.fingerprint(): version
+            for version in run.versions(
+                "vocabularies", {"vocabularies": config.vocabularies, **shared}
+            )
         }
-        normalization = {"normalization": config.normalization}
-        sizes = {"vocabularies": config.vocabularies}
+        wanted = {feature.name for feature in self._data.features}
         for transform in reversed(
-            run.versions("transform", {**normalization, **shared})
+            run.versions(
+                "transform", {"normalization": config.normalization, **shared}
+            )
         ):
-            for terms in reversed(
-                run.versions("vocabularies", {**sizes, **shared})
-            ):
-                wanted = transform.manifest["inputs"]["vocabularies"]
-                if terms.fingerprint() == wanted:
-                    transform.verify()
-                    terms.verify()
-                    return terms, transform
+            vocabularies = terms.get(
+                transform.manifest["inputs"]["vocabularies"]
+            )
+            if vocabularies and feature_names(_graph(transform)) == wanted:
+                vocabularies.verify()
+                transform.verify()
+                return vocabularies, transform
         return None
+
+
+def _graph(transform: Artifact) -> str:
+    return join(transform.path, "transform_fn")
 
 
 def _folders(chain: Sequence[Days]) -> dict[str, str]:

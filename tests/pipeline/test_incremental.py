@@ -1,6 +1,7 @@
 """Days by the command line: ingested one by one, against all at once."""
 
 import datetime
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -156,6 +157,11 @@ def test_days_one_by_one_give_the_bytes_of_a_run_over_all(
         ("window_ranking_examples", 3),
     ):
         assert len(ArtifactStore(str(daily)).versions(stage)) == number
+    # Without its first day a window begins with the second.
+    shutil.rmtree(versions[0].path)
+    assert platform.run(daily, *since) == 0
+    window = newest(daily, "window_examples").manifest["config"]["window"]
+    assert window == f"{day(1)} to {day(NUM_DAYS)}, UTC+0"
 
 
 def _fails(
