@@ -183,7 +183,7 @@ def run_days(
     files = write_log(folder / f"events-{first}-{end}", log)
     counts = daily_examples.run(
         event_files=files,
-        users=files["users"],
+        users=files.get("users", []),
         videos=files.get("videos", []),
         schema=EventSchema.of_tables(log),
         days=DayRange(

@@ -41,6 +41,28 @@ def test_days_one_by_one_are_all_days_at_once(
     assert (counts["watches_over_user_cap"] > 0) == (cap == 3)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_log_may_lack_tables_and_columns(
+    full: bool, daily: ModuleType, tmp_path: Path
+) -> None:
+    """Watches alone; or impressions that no request id holds together."""
+    log = daily.random_log(5)
+    if full:
+        log = daily.with_impressions(log, 5)
+        log["impressions"] = log["impressions"].drop_columns(
+            ["request_id", "position"]
+        )
+    else:
+        log = {"watches": log["watches"]}
+    log = daily.of_days(log, 0, 2)
+    whole, counts = daily.run_days(tmp_path / "whole", log, 0, 2)
+    first, _ = daily.run_days(tmp_path, daily.of_days(log, 0, 1), 0, 1)
+    last, _ = daily.run_days(tmp_path, daily.of_days(log, 1, 2), 1, 2, first)
+    assert daily.hashes(first, last) == daily.hashes(whole)
+    assert counts["retrieval_examples"] > 20
+    assert (counts.get("ranking_examples", 0) > 20) == full
+
+
 @pytest.mark.parametrize("seed", [4, 5])
 def test_examples_and_state_hold_what_loops_over_the_rows_find(
     daily: ModuleType, seed: int, tmp_path: Path

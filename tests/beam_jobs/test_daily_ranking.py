@@ -122,6 +122,9 @@ def test_a_request_goes_on_over_one_midnight_and_while_remembered(
         *(("u3", "c", late + 1 + i) for i in range(4)),
         ("u3", "b", day + 5),
         ("u3", "c", day + 6),
+        # d: its first impression is not among the last H, others are.
+        *(("u4", "d", late - 20 + i) for i in range(6)),
+        ("u4", "d", day + 5),
     ]
     log |= {
         "videos": daily.with_impressions(log, 0)["videos"],
@@ -152,10 +155,10 @@ def test_a_request_goes_on_over_one_midnight_and_while_remembered(
             )
         )
     assert cuts == [
-        # c has four impressions: two examples of up to three candidates.
-        [late, late, late + 1, late + 1],
-        # a and c as they were cut before; b anew.
-        [late, late + 1, day + 5],
+        # c has four impressions, d six: two examples of up to three each.
+        [late - 20, late - 20, late, late, late + 1, late + 1],
+        # a, c and d as they were cut before; b anew.
+        [late - 20, late, late + 1, day + 5],
         # The second midnight: a anew.
         [2 * day + 5],
     ]
