@@ -102,7 +102,7 @@ def draw_labels(
     """Takes the up to N labels of each user with the smallest priorities.
 
     Args:
-      users: int64 [n] codes of the labels' users, ascending.
+      users: int64 [n] codes of the labels' users, in the order of their ids.
       priority: uint64 [n]; equal ones are taken in the order of the rows.
       config: N (`examples_per_user`) and the weights.
 

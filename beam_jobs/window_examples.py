@@ -152,14 +152,9 @@ class _WriteShard(beam.DoFn):
         ended = np.flatnonzero(ended <= self._builder.bounds.train_end_us)
         ids = self._videos.ids(rows.column("label_video_id"))
         known = ended[ids[ended] > 0]
-        users = _ranks(rows.column("user_id"))
-        times_us = rows.column("label_time_us").to_numpy()
-        # Stable: equal user and time keep the order they had in their shard.
-        known = known[np.lexsort((times_us[known], users[known]))]
+        users = _ranks(rows.column("user_id"))[known]
         priority = rows.column("priority").to_numpy()[known]
-        chosen, weights = draw_labels(
-            users[known], priority, self._builder.config
-        )
+        chosen, weights = draw_labels(users, priority, self._builder.config)
         labels = known[chosen]
         return Labels(labels, ids[labels], weights, ended.size - known.size)
 

@@ -210,3 +210,17 @@ def test_a_day_that_no_state_leads_to_is_refused(
     assert "the days there are 2024-01-01 to 2024-01-01" in said
     assert "`watchnext prepare --since 2024-01-02 --workdir" in said
     assert len(store.versions("daily_examples")) == 1
+
+    # A clock that is wrong by decades would make decades of empty days.
+    log = tmp_path / "log"
+    shutil.copytree(platform.folder / str(day(1)), log)
+    rows = pq.read_table(log / "searches.parquet")
+    times = rows.column("event_time_us").to_numpy().copy()
+    times[0] += 20_000 * DAY_US
+    place = rows.column_names.index("event_time_us")
+    rows = rows.set_column(place, "event_time_us", pa.array(times))
+    pq.write_table(rows, log / "searches.parquet")
+    platform.ingest(tmp_path, str(log))
+    capsys.readouterr()
+    assert platform.run(tmp_path, "prepare", "--since", str(day(1))) == 1
+    assert "an event of a wrong clock?" in capsys.readouterr().err
