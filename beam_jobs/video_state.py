@@ -49,12 +49,9 @@ def run(
     for number, day in enumerate(days, days.first_number):
         rows = sums.filter(pa.array(numbers == number))
         write_parquet(join(output, str(day), _DAY_FILE), rows)
-    state = fold_days(
-        _with_state(
-            sums.filter(pa.array(numbers >= days.first_number)), parent
-        ),
-        days.first_number + len(days) - 1,
-    )
+    new = sums.filter(pa.array(numbers >= days.first_number))
+    last = days.first_number + len(days) - 1
+    state = fold_days(_with_state(new, parent), last)
     write_parquet(join(output, *_STATE_FILE), state)
 
 
