@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_jobs.user_shards import UserShard
 from schemas.requests import RawInput
@@ -226,7 +227,8 @@ def request_times(
 
     Impressions of one user and `request_id` are one request, cut at their
     smallest time. Without a request id (no column, or null) those of one user
-    and time are one.
+    and time are one. A row with a `request_cut_us` (see `user_state`) stands
+    for earlier rows of its request, whose smallest time that is.
 
     Returns:
       keys: int64 [n], 0 .. R - 1, ascending by (user, cut time, request id).
@@ -234,6 +236,9 @@ def request_times(
     """
     users = shard.user_codes["impressions"]
     times = shard.times_us("impressions")
+    if shard.has("impressions", "request_cut_us"):
+        known = shard.arrow("impressions", "request_cut_us")
+        times = pc.coalesce(known, pa.array(times)).to_numpy()
     names = np.full(users.size, -1, np.int64)
     if shard.has("impressions", "request_id"):
         names = _ranks(shard.arrow("impressions", "request_id"))

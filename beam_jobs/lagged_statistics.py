@@ -140,11 +140,40 @@ def _merged(sums: pa.Table) -> pa.Table:
 
 
 def _write(sums: pa.Table, path: str) -> None:
+    write_parquet(path, _in_seconds(sums))
+
+
+def _in_seconds(sums: pa.Table) -> pa.Table:
     watch_time_s = sums.column("watch_time_us").to_numpy() / 1e6
     table = sums.drop_columns("watch_time_us").append_column(
         "watch_time_s", pa.array(watch_time_s)
     )
-    write_parquet(path, table.cast(SCHEMA))
+    return table.cast(SCHEMA)
+
+
+def _watch_time_us(table: pa.Table) -> np.ndarray:
+    """The whole microseconds that `_in_seconds` was given, int64 [n]."""
+    seconds = table.column("watch_time_s").to_numpy()
+    return np.rint(seconds * 1e6).astype(np.int64)
+
+
+def fold_days(table: pa.Table, day: int) -> pa.Table:
+    """Adds up all days before a day: one row a video, of the day before it.
+
+    Nobody who asks for the totals before that day, or before a later one,
+    can tell the difference.
+
+    Args:
+      table: rows of `SCHEMA`.
+      day: see `local_days`.
+    """
+    days = np.maximum(table.column("day").to_numpy(), day - 1)
+    sums = table.select(["video_id", "impressions", "clicks"])
+    sums = sums.append_column("day", pa.array(days)).append_column(
+        "watch_time_us", pa.array(_watch_time_us(table))
+    )
+    merged = _merged(sums).sort_by([(key, "ascending") for key in _KEYS])
+    return _in_seconds(merged)
 
 
 class LaggedStatistics:
@@ -218,11 +247,8 @@ class _Cumulative:
             )
             for name in ("impressions", "clicks")
         }
-        watch_time_us = np.rint(
-            table.column("watch_time_s").to_numpy()[order] * 1e6
-        ).astype(np.int64)
         self._totals["watch_time_us"] = np.concatenate(
-            [[0], np.cumsum(watch_time_us)]
+            [[0], np.cumsum(_watch_time_us(table)[order])]
         )
 
     def before(

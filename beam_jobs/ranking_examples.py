@@ -159,7 +159,7 @@ class _WriteExamples(beam.DoFn):
             )
 
     def process(self, shard: UserShard) -> Iterator[None]:
-        labels = _labels(shard, self._schema)
+        labels = label_values(shard, self._schema)
         for part in self._parts:
             name = FILE_PATTERN.format(
                 part=part, shard=shard.shard, shards=self._num_shards
@@ -184,17 +184,44 @@ class _WriteExamples(beam.DoFn):
     def _columns(
         self, batch: RankingBatch, labels: Mapping[str, np.ndarray]
     ) -> dict[str, Column]:
-        transformed = self._transform(batch.raw)
-        return feature_columns(transformed, self._features) | {
-            "user_id": batch.user_id,
-            "request_time_us": batch.raw["request_time_us"],
-            "request_key": batch.request_key,
-            "candidate_count": batch.candidate_count,
-            "position": batch.raw.get(
-                "candidate_position", np.zeros_like(batch.rows)
-            ),
-            **{name: column[batch.rows] for name, column in labels.items()},
-        }
+        return example_columns(
+            self._transform(batch.raw),
+            self._features,
+            batch.raw,
+            batch.user_id,
+            batch.request_key,
+            batch.candidate_count,
+            {name: column[batch.rows] for name, column in labels.items()},
+        )
+
+
+def example_columns(
+    transformed: Mapping[str, np.ndarray],
+    features: FeatureSet,
+    raw: Mapping[str, np.ndarray],
+    user_id: np.ndarray,
+    request_key: np.ndarray,
+    candidate_count: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+) -> dict[str, Column]:
+    """The columns of E examples, as `schemas.examples.ranking_keys` says.
+
+    Args:
+      transformed: features of `raw`.
+      features: all of the log's.
+      raw: raw requests, [E, ...].
+      user_id, request_key, candidate_count: [E].
+      labels: float32 [E, C] by name.
+    """
+    no_position = np.zeros(raw["candidate_video_id"].shape, np.int64)
+    return feature_columns(transformed, features) | {
+        "user_id": user_id,
+        "request_time_us": raw["request_time_us"],
+        "request_key": request_key,
+        "candidate_count": candidate_count,
+        "position": raw.get("candidate_position", no_position),
+        **labels,
+    }
 
 
 def feature_columns(
@@ -209,7 +236,9 @@ def feature_columns(
     }
 
 
-def _labels(shard: UserShard, schema: EventSchema) -> dict[str, np.ndarray]:
+def label_values(
+    shard: UserShard, schema: EventSchema
+) -> dict[str, np.ndarray]:
     """Label columns float32 [n + 1]; NaN where null, and as the last row."""
     labels = {}
     for name in ranking_labels(schema):

@@ -147,10 +147,6 @@ class RankingRequests:
     def _layout(
         self, rows: np.ndarray, max_candidates: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Arranges impressions as [E, C], -1 padding, and numbers the chunks.
-
-        Candidates follow their position (unknown first), then the video id.
-        """
         shard = self._shard
         videos = pc.rank(
             shard.arrow("impressions", "video_id"), tiebreaker="dense"
@@ -160,28 +156,15 @@ class RankingRequests:
             position = (
                 shard.arrow("impressions", "position").fill_null(0).to_numpy()
             )
-        users = shard.user_codes["impressions"][rows]
-        key = self._request_key[rows]
-        order = np.lexsort(
-            (
-                videos.to_numpy()[rows],
-                position[rows],
-                key,
-                self._cut_us[rows],
-                users,
-            )
+        places, chunks = lay_out(
+            shard.user_codes["impressions"][rows],
+            self._cut_us[rows],
+            self._request_key[rows],
+            position[rows],
+            videos.to_numpy()[rows],
+            max_candidates,
         )
-        rows, key, users = rows[order], key[order], users[order]
-        is_first = np.ones(len(rows), bool)
-        is_first[1:] = (key[1:] != key[:-1]) | (users[1:] != users[:-1])
-        starts = np.flatnonzero(is_first)
-        place = np.arange(len(rows)) - starts[np.cumsum(is_first) - 1]
-        slot = place % max_candidates
-        example = np.cumsum(slot == 0) - 1
-        count = int(example[-1]) + 1 if len(rows) else 0
-        layout = np.full((count, max_candidates), -1, np.int64)
-        layout[example, slot] = rows
-        return layout, place[slot == 0] // max_candidates
+        return np.where(places < 0, -1, np.append(rows, -1)[places]), chunks
 
     def _lagged(
         self, rows: np.ndarray, cuts_us: np.ndarray
@@ -200,6 +183,41 @@ class RankingRequests:
             lagged[name] = np.full(rows.shape, np.nan, np.float32)
             lagged[name][used] = values
         return lagged
+
+
+def lay_out(
+    users: np.ndarray,
+    cuts_us: np.ndarray,
+    keys: np.ndarray,
+    positions: np.ndarray,
+    videos: np.ndarray,
+    max_candidates: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Arranges impressions as examples of up to C candidates.
+
+    Args:
+      users, cuts_us, keys: [n], the request: user's code, cut time, uint64 key.
+      positions: [n], 0 where not known.
+      videos: [n], rank of the video id.
+      max_candidates: C.
+
+    Returns:
+      int64 [E, C] numbers of impressions, -1 padding: examples ascending by
+      user, cut and key, candidates by position (unknown first), then video.
+      int64 [E] which part of its request an example is, from 0.
+    """
+    order = np.lexsort((videos, positions, keys, cuts_us, users))
+    keys, users = keys[order], users[order]
+    is_first = np.ones(order.size, bool)
+    is_first[1:] = (keys[1:] != keys[:-1]) | (users[1:] != users[:-1])
+    starts = np.flatnonzero(is_first)
+    place = np.arange(order.size) - starts[np.cumsum(is_first) - 1]
+    slot = place % max_candidates
+    example = np.cumsum(slot == 0) - 1
+    count = int(example[-1]) + 1 if order.size else 0
+    layout = np.full((count, max_candidates), -1, np.int64)
+    layout[example, slot] = order
+    return layout, place[slot == 0] // max_candidates
 
 
 def _requests(shard: UserShard) -> tuple[np.ndarray, np.ndarray]:

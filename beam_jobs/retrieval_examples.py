@@ -4,9 +4,6 @@ Paper, sections 3.3 and 3.4: a fixed number of examples per user so that users
 count equally; the label is the next watch with the context rolled back to
 before it (not a held-out random watch); the example age tells the model when
 in the training window the watch took place.
-
-Training: up to N labels per user, chosen and ordered by a stable hash, so that
-neither shards nor runs matter. Evaluation: one case a user.
 """
 
 import dataclasses
@@ -21,13 +18,19 @@ from beam_jobs.example_files import (
     Column,
     ExampleWriter,
     Ragged,
-    without_padding,
 )
-from beam_jobs.histories import RawRequests, TimeIndex, string_objects
+from beam_jobs.histories import string_objects
+from beam_jobs.query_features import QueryFeatures, Transform, direct_features
+from beam_jobs.retrieval_labels import (
+    Cases,
+    Labels,
+    choose_cases,
+    choose_labels,
+)
 from beam_jobs.runners import count, run_pipeline
 from beam_jobs.transform_graph import TransformGraph
 from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
-from beam_jobs.watch_rows import PartName, completed_rows
+from beam_jobs.watch_rows import PartName
 from schemas.config import (
     BeamConfig,
     RankingExamplesConfig,
@@ -36,13 +39,11 @@ from schemas.config import (
 from schemas.events import EventSchema
 from schemas.examples import FILE_PATTERN, ExampleKey, retrieval_keys
 from schemas.features import Feature, FeatureSet, feature_set
-from schemas.hashing import hash_strings, mix
-from schemas.requests import RawInput, raw_inputs
+from schemas.requests import RawInput, retrieval_inputs
 from schemas.split import SplitBounds
 from schemas.vocabularies import Vocabulary, read_vocabulary
 
-Transform = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-# Rows transformed at once: 4,096 x 50 strings are some 10 MB.
+# Examples written at once: 4,096 x 50 ids are 1.6 MB.
 CHUNK_ROWS = 4096
 
 
@@ -83,9 +84,6 @@ def run(
       evaluation), and the user cap's.
     """
     features = feature_set(schema, retrieval, ranking)
-    query = features.select("query")
-    if isinstance(transform, str):
-        transform = TransformGraph(transform, outputs=[f.name for f in query])
     sources: dict[str, dict[str, Sequence[str]]] = {}
     for part, tables in split_files.items():
         for table in ("watches", "searches"):
@@ -94,17 +92,8 @@ def run(
     if schema.has("users"):
         sources["users"] = {"all": users_files}
     num_shards = num_shards_of(sources, beam_config.num_shards)
-    builder = ExampleBuilder(
-        transform=transform,
-        inputs=tuple(
-            raw
-            for raw in raw_inputs(schema, retrieval, ranking)
-            if not raw.ranking_only
-        ),
-        features=query,
-        bounds=bounds,
-        config=retrieval,
-        seed=seed,
+    builder = ExampleBuilder.of(
+        transform, schema, retrieval, ranking, bounds, seed
     )
     with run_pipeline(options) as job:
         _ = (
@@ -132,105 +121,38 @@ def run(
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """Chosen training labels of a shard, in the order they are written.
+class Moments:
+    """Users just before a time, in the order they are written.
 
     Attributes:
-      rows: int64 [E], rows of the shard's watches.
-      ids: int64 [E], 1 .. V.
-      weights: float32 [E].
-      out_of_vocabulary: watches left out because their video has no id.
+      user_ids: object [E] of bytes.
+      times_us: int64 [E].
+      features: slice of the E -> the query features of these.
     """
 
-    rows: np.ndarray
-    ids: np.ndarray
-    weights: np.ndarray
-    out_of_vocabulary: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Cases:
-    """Evaluation cases of a shard, one a user, in the order of users.
-
-    Attributes:
-      users, times_us: int64 [E]; the case is the user just before the time.
-      labels: ids of the completed watches of the part, in time order; 0 is
-        out of vocabulary.
-      seen: distinct ids watched before, ascending.
-    """
-
-    users: np.ndarray
+    user_ids: np.ndarray
     times_us: np.ndarray
-    labels: Ragged
-    seen: Ragged
+    features: Callable[[slice], dict[str, Column]]
 
-
-def choose_labels(
-    shard: UserShard,
-    ids: np.ndarray,
-    bounds: SplitBounds,
-    config: RetrievalExamplesConfig,
-    seed: int,
-) -> Labels:
-    """Chooses up to N training labels of each user.
-
-    A label is a completed, dated watch of the training part that ended in it,
-    of a video in the vocabulary. Of more than N, those with the smallest hash
-    of (seed, user, video, time) are taken: a draw without replacement that
-    nothing but the watches themselves decides.
-
-    Args:
-      shard: the users' events.
-      ids: int64 [n], the vocabulary id of each watch's video.
-      bounds: of the split.
-      config: N (`examples_per_user`) and the weights.
-      seed: of the draw.
-
-    Returns:
-      Labels in the order of that hash: the file is a shuffled one.
-    """
-    rows = completed_rows(shard, "train", bounds.train_end_us)
-    known = rows[ids[rows] > 0]
-    users = shard.user_codes["watches"][known]
-    draw = mix(
-        seed,
-        hash_strings(shard.user_ids)[users],
-        hash_strings(shard.arrow("watches", "video_id").take(known)),
-        shard.times_us("watches")[known],
-    )
-    order = np.lexsort((draw, users))
-    first = np.searchsorted(users[order], users[order], side="left")
-    limit = config.examples_per_user or known.size
-    chosen = order[np.arange(order.size) - first < limit]
-    chosen = chosen[np.argsort(draw[chosen], kind="stable")]
-    emitted = np.bincount(users[chosen], minlength=len(shard.user_ids))
-    weights = np.ones(chosen.size, np.float32)
-    if config.equal_user_weights and config.examples_per_user:
-        share = config.examples_per_user / emitted[users[chosen]]
-        weights = share.astype(np.float32)
-    labels = known[chosen]
-    return Labels(labels, ids[labels], weights, rows.size - known.size)
-
-
-def choose_cases(shard: UserShard, ids: np.ndarray, part: PartName) -> Cases:
-    """One case per user with a completed, dated watch in the part.
-
-    The case is just before the first of them; all of them are its labels.
-    """
-    rows = completed_rows(shard, part)
-    users, times = shard.user_codes["watches"], shard.times_us("watches")
-    owners, first, counts = np.unique(
-        users[rows], return_index=True, return_counts=True
-    )
-    case_times = times[rows[first]]
-    labels = Ragged(ids[rows], np.concatenate(([0], np.cumsum(counts))))
-    start, end = TimeIndex(users, times).before(owners, case_times)
-    return Cases(owners, case_times, labels, _seen(ids, start, end))
+    @classmethod
+    def of_shard(
+        cls,
+        shard: UserShard,
+        users: np.ndarray,
+        times_us: np.ndarray,
+        features: QueryFeatures,
+    ) -> "Moments":
+        """Moments whose features are rebuilt from the users' events."""
+        return cls(
+            string_objects(shard.user_ids)[users],
+            times_us,
+            lambda rows: features(users[rows], times_us[rows]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleBuilder:
-    """Turns chosen moments of a shard into columns of examples."""
+    """Turns chosen moments into columns of examples."""
 
     transform: Transform
     inputs: tuple[RawInput, ...]
@@ -239,49 +161,84 @@ class ExampleBuilder:
     config: RetrievalExamplesConfig
     seed: int
 
+    @classmethod
+    def of(
+        cls,
+        transform: Transform | str,
+        schema: EventSchema,
+        retrieval: RetrievalExamplesConfig,
+        ranking: RankingExamplesConfig,
+        bounds: SplitBounds,
+        seed: int,
+    ) -> "ExampleBuilder":
+        """The builder of a log; arguments as of `run`."""
+        query = feature_set(schema, retrieval, ranking).select("query")
+        if isinstance(transform, str):
+            names = [f.name for f in query]
+            transform = TransformGraph(transform, outputs=names)
+        inputs = retrieval_inputs(schema, retrieval, ranking)
+        return cls(transform, inputs, query, bounds, retrieval, seed)
+
+    def query_features(self, shard: UserShard) -> QueryFeatures:
+        """The features of the users of a shard, at any time."""
+        return QueryFeatures(shard, self.inputs, self.features, self.transform)
+
+    def of_requests(
+        self,
+        user_ids: np.ndarray,
+        times_us: np.ndarray,
+        request: Callable[[slice], dict[str, np.ndarray]],
+    ) -> Moments:
+        """Moments whose raw requests are there already."""
+        return Moments(
+            user_ids,
+            times_us,
+            lambda rows: direct_features(
+                self.transform(request(rows)), self.features
+            ),
+        )
+
     def training(
-        self, shard: UserShard, labels: Labels
+        self, moments: Moments, ids: np.ndarray, weights: np.ndarray
     ) -> Iterator[dict[str, Column]]:
-        """Chunks of training examples."""
-        users = shard.user_codes["watches"][labels.rows]
-        times = shard.times_us("watches")[labels.rows]
+        """Chunks of training examples.
+
+        Args:
+          moments: just before each label's watch began.
+          ids: int64 [E], the labels.
+          weights: float32 [E].
+        """
         window = self.bounds.train_end_us - self.bounds.log_start_us
-        age = (self.bounds.train_end_us - times) / window
-        for rows, columns in self._chunks(shard, users, times):
-            columns["label"] = labels.ids[rows]
-            columns["example_weight"] = labels.weights[rows]
+        age = (self.bounds.train_end_us - moments.times_us) / window
+        for rows, columns in self._chunks(moments):
+            columns["label"] = ids[rows]
+            columns["example_weight"] = weights[rows]
             if self.config.example_age:
                 columns["example_age"] = age[rows].astype(np.float32)
             yield columns
 
     def evaluation(
-        self, shard: UserShard, cases: Cases
+        self, moments: Moments, cases: Cases
     ) -> Iterator[dict[str, Column]]:
-        """Chunks of evaluation cases."""
-        for rows, columns in self._chunks(shard, cases.users, cases.times_us):
+        """Chunks of evaluation cases, at the moments of these."""
+        for rows, columns in self._chunks(moments):
             columns["labels"] = _slice(cases.labels, rows)
             columns["seen"] = _slice(cases.seen, rows)
             yield columns
 
     def _chunks(
-        self, shard: UserShard, users: np.ndarray, times: np.ndarray
+        self, moments: Moments
     ) -> Iterator[tuple[slice, dict[str, Column]]]:
-        requests = RawRequests(shard, self.inputs)
-        names = string_objects(shard.user_ids)
-        for start in range(0, users.size, CHUNK_ROWS):
+        for start in range(0, moments.times_us.size, CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            transformed = self.transform(requests(users[rows], times[rows]))
-            columns: dict[str, Column] = {
-                "user_id": names[users[rows]],
-                "event_time_us": times[rows],
-            }
-            for feature in self.features:
-                values = transformed[feature.name]
-                bag = feature.kind == "bag"
-                columns[feature.name] = (
-                    without_padding(values) if bag else values
-                )
-            yield rows, columns
+            yield (
+                rows,
+                {
+                    "user_id": moments.user_ids[rows],
+                    "event_time_us": moments.times_us[rows],
+                    **moments.features(rows),
+                },
+            )
 
 
 class _WriteShard(beam.DoFn):
@@ -305,66 +262,85 @@ class _WriteShard(beam.DoFn):
 
     def process(self, shard: UserShard) -> None:
         ids = self._videos.ids(shard.arrow("watches", "video_id"))
+        features = self._builder.query_features(shard)
         for part in self._parts:
             if part == "train":
-                self._write_training(shard, ids)
+                self._write_training(shard, ids, features)
             else:
-                self._write_cases(shard, ids, part)
+                self._write_cases(shard, ids, features, part)
 
-    def _write_training(self, shard: UserShard, ids: np.ndarray) -> None:
+    def _write_training(
+        self, shard: UserShard, ids: np.ndarray, features: QueryFeatures
+    ) -> None:
         builder = self._builder
         labels = choose_labels(
             shard, ids, builder.bounds, builder.config, builder.seed
         )
-        keys = retrieval_keys(
-            self._features, "train", example_age=builder.config.example_age
+        users = shard.user_codes["watches"][labels.rows]
+        times_us = shard.times_us("watches")[labels.rows]
+        write_training(
+            example_path(self._output, "train", shard.shard, self._num_shards),
+            self._features,
+            builder,
+            Moments.of_shard(shard, users, times_us, features),
+            labels,
         )
-        self._write(shard, "train", keys, builder.training(shard, labels))
-        users = np.unique(shard.user_codes["watches"][labels.rows])
-        count("train_examples", labels.rows.size)
-        count("train_users", users.size)
-        count("train_labels_out_of_vocabulary", labels.out_of_vocabulary)
 
     def _write_cases(
-        self, shard: UserShard, ids: np.ndarray, part: PartName
+        self,
+        shard: UserShard,
+        ids: np.ndarray,
+        features: QueryFeatures,
+        part: PartName,
     ) -> None:
         cases = choose_cases(shard, ids, part)
+        moments = Moments.of_shard(shard, cases.users, cases.times_us, features)
         keys = retrieval_keys(self._features, "evaluation", example_age=False)
-        chunks = self._builder.evaluation(shard, cases)
-        self._write(shard, part, keys, chunks)
+        path = example_path(self._output, part, shard.shard, self._num_shards)
+        _write(path, keys, self._builder.evaluation(moments, cases))
         unknown = int(np.sum(cases.labels.values == 0))
         count(f"{part}_examples", cases.users.size)
         count(f"{part}_users", cases.users.size)
         count(f"{part}_labels", cases.labels.values.size)
         count(f"{part}_labels_out_of_vocabulary", unknown)
 
-    def _write(
-        self,
-        shard: UserShard,
-        part: PartName,
-        keys: Sequence[ExampleKey],
-        chunks: Iterator[dict[str, Column]],
-    ) -> None:
-        name = FILE_PATTERN.format(
-            part=part, shard=shard.shard, shards=self._num_shards
-        )
-        with ExampleWriter(FileSystems.join(self._output, name), keys) as file:
-            for columns in chunks:
-                file.write(columns)
+
+def example_path(folder: str, part: str, shard: int, shards: int) -> str:
+    """Path of a shard's examples of a part."""
+    name = FILE_PATTERN.format(part=part, shard=shard, shards=shards)
+    return str(FileSystems.join(folder, name))
 
 
-def _seen(ids: np.ndarray, start: np.ndarray, end: np.ndarray) -> Ragged:
-    """Distinct known ids of the rows start .. end - 1 of each case."""
-    lengths = end - start
-    case = np.repeat(np.arange(start.size), lengths)
-    first = np.cumsum(lengths) - lengths
-    rows = np.arange(case.size) - np.repeat(first - start, lengths)
-    found = ids[rows]
-    case, found = case[found > 0], found[found > 0]
-    pairs = np.unique(np.stack([case, found], axis=1), axis=0)
-    counts = np.bincount(pairs[:, 0], minlength=start.size)
-    splits = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-    return Ragged(np.ascontiguousarray(pairs[:, 1]), splits)
+def write_training(
+    path: str,
+    features: FeatureSet,
+    builder: ExampleBuilder,
+    moments: Moments,
+    labels: Labels,
+) -> None:
+    """Writes and counts the training examples of a shard.
+
+    Args:
+      path: of the TFRecord file.
+      features: all of the log's.
+      builder: makes the columns.
+      moments: of the labels, in their order.
+      labels: chosen ones.
+    """
+    age = builder.config.example_age
+    keys = retrieval_keys(features, "train", example_age=age)
+    _write(path, keys, builder.training(moments, labels.ids, labels.weights))
+    count("train_examples", labels.ids.size)
+    count("train_users", np.unique(moments.user_ids).size)
+    count("train_labels_out_of_vocabulary", labels.out_of_vocabulary)
+
+
+def _write(
+    path: str, keys: Sequence[ExampleKey], chunks: Iterator[dict[str, Column]]
+) -> None:
+    with ExampleWriter(path, keys) as file:
+        for columns in chunks:
+            file.write(columns)
 
 
 def _slice(lists: Ragged, rows: slice) -> Ragged:

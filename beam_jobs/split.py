@@ -220,12 +220,17 @@ def last_watch_bounds(ends: Mapping[str, int]) -> tuple[SplitBounds, int]:
     return bounds, max(valid_end, ends["test"] + 1)
 
 
-def _time_bounds(
+def time_range(
     pipeline: beam.Pipeline,
     tables: Mapping[str, Sequence[str]],
     schema: EventSchema,
-    config: SplitConfig,
 ) -> beam.PCollection:
+    """The times of the first and the last dated event of all tables.
+
+    Returns:
+      PCollection of one dict: `start` and `last`, or nothing if there is no
+      dated event.
+    """
     ranges = []
     for table, files in sorted(tables.items()):
         names = [
@@ -243,7 +248,17 @@ def _time_bounds(
         ranges
         | "AllRanges" >> beam.Flatten()
         | "Range" >> beam.CombineGlobally(_merge_ends)
-        | "Bounds" >> beam.Map(functools.partial(_bounds_of, config=config))
+    )
+
+
+def _time_bounds(
+    pipeline: beam.Pipeline,
+    tables: Mapping[str, Sequence[str]],
+    schema: EventSchema,
+    config: SplitConfig,
+) -> beam.PCollection:
+    return time_range(pipeline, tables, schema) | "Bounds" >> beam.Map(
+        functools.partial(_bounds_of, config=config)
     )
 
 

@@ -10,6 +10,12 @@ import tensorflow_transform as tft
 _CHUNK = 1024
 
 
+def feature_names(path: str) -> frozenset[str]:
+    """Names of the features that the graph in `transform_fn` gives."""
+    output = tft.TFTransformOutput(path)
+    return frozenset(output.transformed_feature_spec())
+
+
 class TransformGraph:
     """From raw requests to features, by the graph that `transform.run` wrote.
 

@@ -166,11 +166,26 @@ def prepare(
     workdir: WorkdirOption,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="YYYY-MM-DD",
+            help="Only the days from this one on: their examples, from the "
+            "newest events and the state that the days before left. See "
+            "docs/incremental-days.md.",
+        ),
+    ] = None,
 ) -> None:
     """Split the events; build vocabularies, transform graph and examples."""
-    from pipeline import stages
+    from pipeline import incremental, stages
 
-    stages.prepare(_run(config, workdir, overrides, context))
+    if since is None:
+        stages.prepare(_run(config, workdir, overrides, context))
+    else:
+        day = incremental.parse_day(since)
+        run = _run(config, workdir, overrides, context)
+        incremental.prepare_since(run, day)
 
 
 @app.command(epilog=_epilog("train retrieval"))

@@ -51,6 +51,9 @@ COMMANDS = {
     "retrieval_holdout": "prepare",
     "ranking_examples": "prepare",
     "ranking_holdout": "prepare",
+    "daily_examples": "prepare --since DAY",
+    "window_examples": "prepare --since DAY",
+    "window_ranking_examples": "prepare --since DAY",
     "retrieval_model": "train retrieval",
     "index": "index",
     "ranking_model": "train ranking",
@@ -58,7 +61,8 @@ COMMANDS = {
     "evaluation": "evaluate",
 }
 PREPARED = tuple(s for s, made_by in COMMANDS.items() if made_by == "prepare")
-LEARNT = tuple(COMMANDS)[len(PREPARED) + 1 :]
+DAILY = ("daily_examples", "window_examples", "window_ranking_examples")
+LEARNT = tuple(COMMANDS)[1 + len(PREPARED) + len(DAILY) :]
 
 
 Sections = Mapping[str, BaseModel | str | None]
@@ -95,6 +99,19 @@ class Run:
         """The stage's version for these sections and inputs, if it is there."""
         key = stage_key(name, _plain(sections), self.config.seed, inputs)
         return self.store.find(name, key)
+
+    def versions(self, name: str, sections: Sections) -> list[Artifact]:
+        """A stage's versions for these sections, of any input, oldest first.
+
+        Other sections that a version has may be anything.
+        """
+        wanted = _plain(sections)
+        return [
+            version
+            for version in self.store.versions(name)
+            if version.manifest["seed"] == self.config.seed
+            and wanted.items() <= version.manifest["config"].items()
+        ]
 
     def stage(
         self,

@@ -141,3 +141,13 @@ def raw_inputs(
                 inner=ranking.max_list,
             )
     return tuple(inputs)
+
+
+def retrieval_inputs(
+    schema: EventSchema,
+    retrieval: RetrievalExamplesConfig,
+    ranking: RankingExamplesConfig,
+) -> tuple[RawInput, ...]:
+    """Those of `raw_inputs` that the retrieval request has."""
+    inputs = raw_inputs(schema, retrieval, ranking)
+    return tuple(i for i in inputs if not i.ranking_only)

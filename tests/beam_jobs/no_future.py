@@ -21,6 +21,7 @@ from beam_jobs.ranking_requests import RankingRequests
 from beam_jobs.retrieval_examples import (
     ExampleBuilder,
     Labels,
+    Moments,
     choose_cases,
     choose_labels,
 )
@@ -29,6 +30,7 @@ from beam_jobs.split import part_by_time
 from beam_jobs.user_shards import UserShard
 from beam_jobs.vocabularies import count_shard
 from schemas.config import RankingExamplesConfig, RetrievalExamplesConfig
+from schemas.features import Feature
 from schemas.requests import raw_inputs
 from schemas.split import SplitBounds
 from tests.beam_jobs.log_oracle import (
@@ -142,7 +144,7 @@ def check_parts(shard: UserShard, log: Log) -> None:
 def check_training(shard: UserShard, log: Log) -> None:
     """Labels are ended training watches, in their context."""
     ids = ids_of(shard)
-    builder, raw = recording_builder(log)
+    builder = telling_builder(log)
     labels = choose_labels(shard, ids, builder.bounds, RETRIEVAL, SEED)
     eligible = collections.defaultdict(list)
     for w in log.labels():
@@ -150,15 +152,16 @@ def check_training(shard: UserShard, log: Log) -> None:
             eligible[w.user].append((w.time_us, IDS[w.video]))
     found = collections.defaultdict(list)
     for columns in training(builder, shard, labels):
-        for user, time_us, label in zip(
-            columns["user_id"],
-            columns["event_time_us"],
-            columns["label"],
-            strict=True,
+        for row, (user, time_us, label) in enumerate(
+            zip(
+                columns["user_id"],
+                columns["event_time_us"],
+                columns["label"],
+                strict=True,
+            )
         ):
             found[user.decode()].append((time_us, label))
-            row = sum(map(len, found.values())) - 1
-            check_context(raw, row, log, user.decode(), time_us)
+            check_features(columns, row, log, user.decode(), time_us)
         # The age of an example counts back from the end of training.
         assert (columns["example_age"] > 0).all()
     assert set(found) == set(eligible)
@@ -170,14 +173,18 @@ def check_training(shard: UserShard, log: Log) -> None:
 def check_cases(shard: UserShard, log: Log, part: str) -> None:
     """A case is before the part's first completed watch of the user."""
     cases = choose_cases(shard, ids_of(shard), part)
-    builder, raw = recording_builder(log)
-    _ = list(builder.evaluation(shard, cases))
+    builder = telling_builder(log)
+    moments = Moments.of_shard(
+        shard, cases.users, cases.times_us, builder.query_features(shard)
+    )
+    # A small log is one chunk, and no case none.
+    columns = next(builder.evaluation(moments, cases), {})
     found = {}
     for row, (code, time_us) in enumerate(
         zip(cases.users, cases.times_us, strict=True)
     ):
         user = USERS[code]
-        check_context(raw, row, log, user, time_us)
+        check_features(columns, row, log, user, time_us)
         found[user] = (
             time_us,
             sorted(_list(cases.labels, row)),
@@ -306,27 +313,61 @@ def check_context(
             ), (name, found, wanted)
 
 
-def recording_builder(
-    log: Log,
-) -> tuple[ExampleBuilder, dict[str, np.ndarray]]:
-    """A builder, and the raw requests that it made."""
-    recorded: dict[str, np.ndarray] = {}
+# Cuts the four tokens of two searches.
+QUERY = (
+    Feature("watch_history", "bag", "query", "video", RETRIEVAL.history_length),
+    Feature("search_tokens", "bag", "query", "token", 3),
+)
 
-    def record(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        recorded.update(raw)  # A small log is one chunk.
-        return {}
 
-    inputs = tuple(i for i in INPUTS if not i.ranking_only)
-    builder = ExampleBuilder(
-        record, inputs, (), bounds_of(log), RETRIEVAL, SEED
+def telling(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A transform whose ids tell what they were: letters by their number."""
+    history = raw["watch_history_video_id"]
+    search = raw["search_query"]
+    number = np.vectorize(lambda term: ord(term) if term else -1)
+    tokens = np.full((len(search), 2 * search.shape[1] + 3), -1)
+    for row, queries in enumerate(search):
+        said = [t for q in queries if q for t in (ord(q), ord(q) + 1000)]
+        tokens[row, : len(said)] = said
+    ids = number(history) if history.size else np.zeros(history.shape)
+    return {
+        "watch_history": ids.astype(np.int64),
+        "search_tokens": tokens[:, : QUERY[1].max_length],
+    }
+
+
+def check_features(
+    columns: Mapping[str, Any], row: int, log: Log, user: str, now_us: int
+) -> None:
+    """The bags of an example against the loop."""
+    context = log.context(
+        user, now_us, RETRIEVAL.history_length, RETRIEVAL.searches
     )
-    return builder, recorded
+    watched = [ord(v) for v in context["watch_history_video_id"] if v]
+    assert _list(columns["watch_history"], row) == watched
+    said = [
+        t for q in context["search_query"] if q for t in (ord(q), ord(q) + 1000)
+    ]
+    assert _list(columns["search_tokens"], row) == said[:3]
+
+
+def telling_builder(log: Log) -> ExampleBuilder:
+    inputs = tuple(i for i in INPUTS if not i.ranking_only)
+    return ExampleBuilder(
+        telling, inputs, QUERY, bounds_of(log), RETRIEVAL, SEED
+    )
 
 
 def training(
     builder: ExampleBuilder, shard: UserShard, labels: Labels
 ) -> Iterator[dict[str, Any]]:
-    return builder.training(shard, labels)
+    moments = Moments.of_shard(
+        shard,
+        shard.user_codes["watches"][labels.rows],
+        shard.times_us("watches")[labels.rows],
+        builder.query_features(shard),
+    )
+    return builder.training(moments, labels.ids, labels.weights)
 
 
 def ranking_requests(
@@ -379,9 +420,18 @@ def _bytes(columns: Mapping[str, np.ndarray]) -> dict[str, object]:
 
 
 def _training_bytes(shard: UserShard, log: Log) -> list[dict[str, object]]:
-    builder, raw = recording_builder(log)
-    ids = ids_of(shard)
+    builder, ids = telling_builder(log), ids_of(shard)
     labels = choose_labels(shard, ids, builder.bounds, RETRIEVAL, SEED)
     return [
-        _bytes(columns | raw) for columns in training(builder, shard, labels)
+        _bytes(
+            {
+                f"{name}/{i}": values
+                for name, column in columns.items()
+                # A ragged column is a pair of arrays.
+                for i, values in enumerate(
+                    column if isinstance(column, tuple) else (column,)
+                )
+            }
+        )
+        for columns in training(builder, shard, labels)
     ]

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from beam_jobs.histories import RawRequests, TimeIndex, request_times
+from beam_jobs.query_features import QueryFeatures
 from beam_jobs.ranking_requests import RankingRequests
 from beam_jobs.retrieval_examples import (
-    ExampleBuilder,
     choose_cases,
     choose_labels,
 )
@@ -62,9 +62,9 @@ MUTATIONS: Mapping[str, Mutation] = {
         "self._watch_end_us[rows] >= times_us",
     ),
     "context before the label": (
-        ExampleBuilder.training,
-        "self._chunks(shard, users, times)",
-        "self._chunks(shard, users, times + 1)",
+        QueryFeatures.__call__,
+        "index.recent(users, times_us, length)",
+        "index.recent(users, times_us + 1, length)",
     ),
     "labels ended in training": (
         choose_labels,

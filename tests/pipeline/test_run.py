@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run import COMMANDS, LEARNT, PREPARED, Run, saved_config
+from pipeline.run import (
+    COMMANDS,
+    DAILY,
+    LEARNT,
+    PREPARED,
+    Run,
+    saved_config,
+)
 from schemas.artifacts import ArtifactStore, ArtifactWriter
 from schemas.config import Config, IndexConfig
 from schemas.errors import UsageError
@@ -101,6 +108,6 @@ def test_a_work_directory_remembers_its_configuration(run: Run) -> None:
 
 
 def test_every_stage_is_made_by_one_command() -> None:
-    assert {"events", *PREPARED, *LEARNT} == set(COMMANDS)
+    assert {"events", *PREPARED, *DAILY, *LEARNT} == set(COMMANDS)
     assert LEARNT[0] == "retrieval_model"
     assert LEARNT[-1] == "evaluation"
