@@ -10,21 +10,38 @@ import errno
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from typing import TextIO
+from unittest import mock
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
     PipelineOptions,
+    PrismRunnerOptions,
     StandardOptions,
 )
+from apache_beam.runners.worker import sdk_worker
 
+from beam_jobs.engine_programs import find_prism
 from schemas import errors
 
 DEFAULT_RUNNER = "FnApiRunner"
 COUNTERS = "watchnext"
 # What a worker's stack trace says of an error of ours: type and one line.
 _OWN_ERROR = re.compile(r"schemas\.errors\.(\w+): (.*)")
+# Prism's notes that a bundle failed; the job's error has the reason.
+_BUNDLE_FAILED = re.compile(r"[Pp]rism.*bundle error|aborting due to bundle")
 _WHILE_RUNNING = re.compile(r" \[while running '.*$")
+# Who tells a worker's stack trace: the step, the worker in this process, the
+# job's messages (root), and an engine that repeats its workers' logs.
+_TELLERS = (
+    "apache_beam.runners.common",
+    "apache_beam.runners.worker.sdk_worker",
+    "",
+    "PrismJobServer",
+    "FlinkJarJobServer",
+)
 
 
 def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
@@ -33,6 +50,10 @@ def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         standard.runner = DEFAULT_RUNNER
+    prism = options.view_as(PrismRunnerOptions)
+    if standard.runner == "PrismRunner" and not prism.prism_location:
+        # Beam would download it, although it may be here.
+        prism.prism_location = find_prism()
     return options
 
 
@@ -85,17 +106,30 @@ def count(name: str, amount: int) -> None:
 
 @contextlib.contextmanager
 def _without_traces_of_own_errors() -> Iterator[None]:
-    """Beam logs a failing step's stack; ours are explained in one line."""
+    """Beam tells a failing step's stack; ours are explained in one line."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return not isinstance(record.msg, errors.WatchnextError)
+        said = record.getMessage()
+        return not (
+            isinstance(record.msg, errors.WatchnextError)
+            or _OWN_ERROR.search(said)
+            or _BUNDLE_FAILED.search(said)
+        )
 
-    logger = logging.getLogger("apache_beam.runners.common")
-    logger.addFilter(keep)
+    def say(text: str, file: TextIO | None = None) -> None:
+        if not _OWN_ERROR.search(text):
+            print(text, file=file or sys.stdout)
+
+    loggers = [logging.getLogger(name) for name in _TELLERS]
+    for logger in loggers:
+        logger.addFilter(keep)
     try:
-        yield
+        # A worker in this process (LOOPBACK) prints the stack as well.
+        with mock.patch.object(sdk_worker, "print", say, create=True):
+            yield
     finally:
-        logger.removeFilter(keep)
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def _message(text: str) -> str:
