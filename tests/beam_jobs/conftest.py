@@ -28,6 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 FLINK_JAR_VARIABLE = "WATCHNEXT_FLINK_JOB_SERVER_JAR"
 # Prism 2.77 hands over the worker's id in quotes, which no shell removes.
 _BOOT_SCRIPT = """#!/bin/sh
+cd '{folder}' || exit 1  # Where it leaves pipeline_options.json.
 for argument; do
     shift
     set -- "$@" "$(printf %s "$argument" | tr -d "'")"
