@@ -1,9 +1,11 @@
 """Which runner is taken, and what a failing worker leaves to read."""
 
 import errno
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PrismRunnerOptions
 
 from beam_jobs.runners import (
     count,
@@ -18,6 +20,23 @@ def test_default_runner_needs_no_download() -> None:
     assert runner_name(pipeline_options([])) == "FnApiRunner"
     chosen = pipeline_options(["--runner=FlinkRunner", "--parallelism=2"])
     assert runner_name(chosen) == "FlinkRunner"
+
+
+def test_a_prism_that_is_here_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prism = tmp_path / "prism"
+    prism.write_text("#!/bin/sh\n")
+    prism.chmod(0o755)
+    monkeypatch.setenv("WATCHNEXT_PRISM", str(prism))
+
+    def location(*flags: str) -> str | None:
+        options = pipeline_options(flags).view_as(PrismRunnerOptions)
+        return options.prism_location
+
+    assert location("--runner=PrismRunner") == str(prism)
+    assert location("--runner=PrismRunner", "--prism_location=/x") == "/x"
+    assert location() is None
 
 
 def _fail(number: int) -> int:
