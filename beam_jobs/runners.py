@@ -7,13 +7,12 @@ DirectRunner, first tries to download a runner; it is used only when asked for.
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import re
-import sys
+import threading
 from collections.abc import Iterator, Sequence
-from typing import TextIO
-from unittest import mock
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
@@ -30,18 +29,16 @@ DEFAULT_RUNNER = "FnApiRunner"
 COUNTERS = "watchnext"
 # What a worker's stack trace says of an error of ours: type and one line.
 _OWN_ERROR = re.compile(r"schemas\.errors\.(\w+): (.*)")
-# Prism's notes that a bundle failed; the job's error has the reason.
-_BUNDLE_FAILED = re.compile(r"[Pp]rism.*bundle error|aborting due to bundle")
 _WHILE_RUNNING = re.compile(r" \[while running '.*$")
-# Who tells a worker's stack trace: the step, the worker in this process, the
+# Where Beam tells the stack trace of a failing step: the step itself, the
 # job's messages (root), and an engine that repeats its workers' logs.
 _TELLERS = (
     "apache_beam.runners.common",
-    "apache_beam.runners.worker.sdk_worker",
     "",
     "PrismJobServer",
     "FlinkJarJobServer",
 )
+_READER_THREAD = "read_grpc_client_inputs"
 
 
 def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
@@ -81,6 +78,8 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
     """
     run = JobRun(beam.Pipeline(options=options))
     yield run
+    if runner_name(options) != DEFAULT_RUNNER:
+        _silence_dropped_workers()
     try:
         with _without_traces_of_own_errors():
             result = run.pipeline.run()
@@ -109,27 +108,42 @@ def _without_traces_of_own_errors() -> Iterator[None]:
     """Beam tells a failing step's stack; ours are explained in one line."""
 
     def keep(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return not (
-            isinstance(record.msg, errors.WatchnextError)
-            or _OWN_ERROR.search(said)
-            or _BUNDLE_FAILED.search(said)
-        )
-
-    def say(text: str, file: TextIO | None = None) -> None:
-        if not _OWN_ERROR.search(text):
-            print(text, file=file or sys.stdout)
+        own = isinstance(record.msg, errors.WatchnextError)
+        return not own and not _OWN_ERROR.search(record.getMessage())
 
     loggers = [logging.getLogger(name) for name in _TELLERS]
     for logger in loggers:
         logger.addFilter(keep)
     try:
-        # A worker in this process (LOOPBACK) prints the stack as well.
-        with mock.patch.object(sdk_worker, "print", say, create=True):
-            yield
+        yield
     finally:
         for logger in loggers:
             logger.removeFilter(keep)
+
+
+@functools.cache
+def _silence_dropped_workers() -> None:
+    """Leaves the telling of what failed to the job's own error.
+
+    An engine whose job has failed drops the worker in this process (LOOPBACK)
+    in the middle of its bundles. The worker tells each of their stacks twice
+    and its reader dies of it, before or after the job's error has come: so
+    this holds for good. The job's error carries the stack of what failed.
+    """
+    for module in ("sdk_worker", "data_plane"):
+        logger = logging.getLogger(f"apache_beam.runners.worker.{module}")
+        logger.setLevel(logging.CRITICAL)
+    vars(sdk_worker)["print"] = lambda *_, **__: None
+    logging.getLogger("PrismJobServer").addFilter(
+        lambda record: "undle" not in record.getMessage()
+    )
+    hook = threading.excepthook
+
+    def but_for_readers(died: threading.ExceptHookArgs) -> None:
+        if died.thread is None or died.thread.name != _READER_THREAD:
+            hook(died)
+
+    threading.excepthook = but_for_readers
 
 
 def _message(text: str) -> str:

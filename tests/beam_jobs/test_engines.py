@@ -360,7 +360,7 @@ def test_an_error_on_a_worker_reaches_the_user_in_one_line(
         f"watchnext: {broken} is no readable Parquet file: {_reason(broken)}. "
         "Run the stage that wrote it again."
     ]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     assert "ERROR" not in done.stderr
 
 

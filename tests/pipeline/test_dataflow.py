@@ -108,9 +108,9 @@ class Described:
     """A job: which stage it is of, its message, its graph, staged files."""
 
     name: str
-    message: dataflow.Job
-    graph: beam_runner_api_pb2.Pipeline
-    staged: dict[str, bytes]
+    message: dataflow.Job = dataclasses.field(repr=False)
+    graph: beam_runner_api_pb2.Pipeline = dataclasses.field(repr=False)
+    staged: dict[str, bytes] = dataclasses.field(repr=False)
 
 
 class Service:
