@@ -93,7 +93,11 @@ def worker_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         # Interrupted, not terminated: it then ends its workers first.
         pool.send_signal(signal.SIGINT)
-        pool.wait(timeout=30)
+        try:
+            pool.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # Started where nobody interrupts.
+            pool.kill()
+            pool.wait()
 
 
 @pytest.fixture(scope="session")
