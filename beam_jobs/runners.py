@@ -8,19 +8,24 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
     PipelineOptions,
+    PrismRunnerOptions,
     StandardOptions,
 )
+from apache_beam.runners.worker import sdk_worker
 
 from beam_jobs import progress
+from beam_jobs.engine_programs import find_prism
 from schemas import errors
 
 DEFAULT_RUNNER = "FnApiRunner"
@@ -30,6 +35,15 @@ _IN_PROCESS = ("FnApiRunner", "BundleBasedDirectRunner")
 # What a worker's stack trace says of an error of ours: type and one line.
 _OWN_ERROR = re.compile(r"schemas\.errors\.(\w+): (.*)")
 _WHILE_RUNNING = re.compile(r" \[while running '.*$")
+# Where Beam tells the stack trace of a failing step: the step itself, the
+# job's messages (root), and an engine that repeats its workers' logs.
+_TELLERS = (
+    "apache_beam.runners.common",
+    "",
+    "PrismJobServer",
+    "FlinkJarJobServer",
+)
+_READER_THREAD = "read_grpc_client_inputs"
 
 
 def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
@@ -38,6 +52,10 @@ def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         standard.runner = DEFAULT_RUNNER
+    prism = options.view_as(PrismRunnerOptions)
+    if standard.runner == "PrismRunner" and not prism.prism_location:
+        # Beam would download it, although it may be here.
+        prism.prism_location = find_prism()
     return options
 
 
@@ -80,6 +98,8 @@ def run_pipeline(options: PipelineOptions) -> Iterator[JobRun]:
     with _spilling(options), progress.told(options):
         run = JobRun(beam.Pipeline(options=options))
         yield run
+        if runner_name(options) != DEFAULT_RUNNER:
+            _silence_dropped_workers()
         result = _finished(run.pipeline)
     run.counts.update(_counters(result))
 
@@ -126,17 +146,45 @@ def _finished(pipeline: beam.Pipeline) -> beam.runners.runner.PipelineResult:
 
 @contextlib.contextmanager
 def _without_traces_of_own_errors() -> Iterator[None]:
-    """Beam logs a failing step's stack; ours are explained in one line."""
+    """Beam tells a failing step's stack; ours are explained in one line."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return not isinstance(record.msg, errors.WatchnextError)
+        own = isinstance(record.msg, errors.WatchnextError)
+        return not own and not _OWN_ERROR.search(record.getMessage())
 
-    logger = logging.getLogger("apache_beam.runners.common")
-    logger.addFilter(keep)
+    loggers = [logging.getLogger(name) for name in _TELLERS]
+    for logger in loggers:
+        logger.addFilter(keep)
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        for logger in loggers:
+            logger.removeFilter(keep)
+
+
+@functools.cache
+def _silence_dropped_workers() -> None:
+    """Leaves the telling of what failed to the job's own error.
+
+    An engine whose job has failed drops the worker in this process (LOOPBACK)
+    in the middle of its bundles. The worker tells each of their stacks twice
+    and its reader dies of it, before or after the job's error has come: so
+    this holds for good. The job's error carries the stack of what failed.
+    """
+    for module in ("sdk_worker", "data_plane"):
+        logger = logging.getLogger(f"apache_beam.runners.worker.{module}")
+        logger.setLevel(logging.CRITICAL)
+    vars(sdk_worker)["print"] = lambda *_, **__: None
+    logging.getLogger("PrismJobServer").addFilter(
+        lambda record: "undle" not in record.getMessage()
+    )
+    hook = threading.excepthook
+
+    def but_for_readers(died: threading.ExceptHookArgs) -> None:
+        if died.thread is None or died.thread.name != _READER_THREAD:
+            hook(died)
+
+    threading.excepthook = but_for_readers
 
 
 def _message(text: str) -> str:

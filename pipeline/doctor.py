@@ -6,7 +6,6 @@ kill the interpreter, so the imports happen in a child process: whatever goes
 wrong there becomes one line here, never a stack trace.
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -22,10 +21,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-GIB = 1024**3
+from pipeline.doctor_runners import RunnerFound, find_runners
 
-# Where Beam keeps what it has downloaded: jars/ and prism/bin/.
-BEAM_CACHE = Path.home() / ".apache_beam" / "cache"
+GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,6 @@ class TensorFlowSees:
 
     devices: dict[str, int] = field(default_factory=dict)
     schemes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunnerFound:
-    """Whether a Beam runner can be started from here, and how in words."""
-
-    name: str
-    usable: bool
-    words: str
 
 
 @dataclass(frozen=True)
@@ -237,88 +226,6 @@ def accelerators_in_words(
             " build of TensorFlow"
         )
     return "; ".join(words)
-
-
-def find_runners(
-    reads_gs: bool, beam_cache: Path = BEAM_CACHE
-) -> tuple[RunnerFound, ...]:
-    """Look for what each Beam runner needs besides Python; start nothing.
-
-    Args:
-        reads_gs: whether TensorFlow has a file system for gs:// paths.
-        beam_cache: the folder of Beam's downloads.
-    """
-    local = RunnerFound("FnApiRunner", True, "in this process; the default")
-    return (
-        local,
-        _find_prism(beam_cache),
-        _find_flink(beam_cache),
-        _find_dataflow(reads_gs),
-    )
-
-
-def _find_prism(beam_cache: Path) -> RunnerFound:
-    name = "PrismRunner"
-    if on_path := shutil.which("prism"):
-        return RunnerFound(name, True, f"--prism_location={on_path}")
-    cached = sorted((beam_cache / "prism" / "bin").glob("*prism*"))
-    if cached:
-        return RunnerFound(name, True, f"Beam's download {cached[-1]}")
-    return RunnerFound(
-        name, False, "no `prism` on PATH; Beam downloads it when first asked"
-    )
-
-
-def _find_flink(beam_cache: Path) -> RunnerFound:
-    name = "FlinkRunner"
-    java = _java_version()
-    if java is None:
-        return RunnerFound(name, False, "needs Java 11 or later on PATH")
-    jars = sorted((beam_cache / "jars").glob("*flink*job-server*.jar"))
-    if jars:
-        return RunnerFound(name, True, f"{java}, job server {jars[-1]}")
-    return RunnerFound(
-        name,
-        False,
-        f"{java}, but no job server jar in {beam_cache / 'jars'}: Beam"
-        " downloads it, or give --flink_job_server_jar",
-    )
-
-
-def _java_version() -> str | None:
-    """Return the first line of `java -version`, or None without Java."""
-    if shutil.which("java") is None:
-        return None
-    done = subprocess.run(
-        ["java", "-version"], capture_output=True, text=True, check=False
-    )
-    # Java writes its version to standard error; environment variables that
-    # it picked up come first, each announced with "Picked up".
-    lines = [
-        line
-        for line in done.stderr.splitlines()
-        if line and not line.startswith("Picked up")
-    ]
-    return lines[0] if done.returncode == 0 and lines else None
-
-
-def _find_dataflow(reads_gs: bool) -> RunnerFound:
-    name = "DataflowRunner"
-    # `apitools` and Cloud Storage are what Beam's [gcp] extra adds first.
-    if not all(map(_is_importable, ("apitools", "google.cloud.storage"))):
-        return RunnerFound(name, False, "pip install 'watchnext[gcp]'")
-    if not reads_gs:
-        return RunnerFound(
-            name, False, "TensorFlow has no file system for gs:// paths"
-        )
-    return RunnerFound(name, True, "with --project, --region and credentials")
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def report(folder: Path | None = None) -> Report:

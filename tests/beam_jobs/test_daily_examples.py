@@ -4,7 +4,6 @@ import datetime
 import math
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +15,12 @@ from beam_jobs.runners import pipeline_options
 from schemas.days import DAYS_FILE, DayRange
 from schemas.events import EventSchema
 from schemas.hashing import hash_strings, mix
+from tests.beam_jobs import awkward_log as daily
 
 
 @pytest.mark.parametrize(("seed", "cap"), [(0, 1000), (2, 3)])
 def test_days_one_by_one_are_all_days_at_once(
-    daily: ModuleType, seed: int, cap: int, tmp_path: Path
+    seed: int, cap: int, tmp_path: Path
 ) -> None:
     log = daily.with_impressions(daily.random_log(seed), seed)
     whole, counts = daily.run_days(
@@ -50,9 +50,7 @@ def test_days_one_by_one_are_all_days_at_once(
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_log_may_lack_tables_and_columns(
-    full: bool, daily: ModuleType, tmp_path: Path
-) -> None:
+def test_a_log_may_lack_tables_and_columns(full: bool, tmp_path: Path) -> None:
     """Watches alone; or impressions that no request id holds together."""
     log = daily.random_log(5)
     if full:
@@ -73,7 +71,7 @@ def test_a_log_may_lack_tables_and_columns(
 
 @pytest.mark.parametrize("seed", [4, 5])
 def test_examples_and_state_hold_what_loops_over_the_rows_find(
-    daily: ModuleType, seed: int, tmp_path: Path
+    seed: int, tmp_path: Path
 ) -> None:
     log = daily.random_log(seed)
     whole, counts = daily.run_days(tmp_path, log, 0, daily.NUM_DAYS)
@@ -183,9 +181,7 @@ def test_examples_and_state_hold_what_loops_over_the_rows_find(
             ]
 
 
-def test_rows_before_the_days_are_counted_and_not_read(
-    daily: ModuleType, tmp_path: Path
-) -> None:
+def test_rows_before_the_days_are_counted_and_not_read(tmp_path: Path) -> None:
     """Given the whole log again, a later day reads only its own rows."""
     log = daily.random_log(1)
     first, _ = daily.run_days(tmp_path / "a", daily.of_days(log, 0, 1), 0, 1)
@@ -207,9 +203,7 @@ def test_rows_before_the_days_are_counted_and_not_read(
     assert none_skipped["watches_before_since"] == 0
 
 
-def test_a_user_without_events_keeps_the_state(
-    daily: ModuleType, tmp_path: Path
-) -> None:
+def test_a_user_without_events_keeps_the_state(tmp_path: Path) -> None:
     log = daily.random_log(2)
     first, _ = daily.run_days(tmp_path, daily.of_days(log, 0, 1), 0, 1)
     quiet = {
@@ -229,9 +223,7 @@ def test_a_user_without_events_keeps_the_state(
         assert before == after != []
 
 
-def test_the_days_are_told_of_as_they_are_read(
-    daily: ModuleType, tmp_path: Path
-) -> None:
+def test_the_days_are_told_of_as_they_are_read(tmp_path: Path) -> None:
     log = daily.of_days(daily.random_log(3), 0, 2)
     schema, files = (
         EventSchema.of_tables(log),

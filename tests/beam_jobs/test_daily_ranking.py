@@ -2,14 +2,13 @@
 
 import datetime
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 
+from tests.beam_jobs import awkward_log as daily
 
-def test_requests_are_those_of_the_whole_log(
-    daily: ModuleType, tmp_path: Path
-) -> None:
+
+def test_requests_are_those_of_the_whole_log(tmp_path: Path) -> None:
     """Also those that go on after midnight: one cut, one context, one key."""
     log = daily.with_impressions(daily.random_log(7), 7)
     chain: list[Path] = []
@@ -107,7 +106,7 @@ def history_of(row: dict, kind: str) -> list[tuple[str, int]]:
 
 
 def test_a_request_goes_on_over_one_midnight_and_while_remembered(
-    daily: ModuleType, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """Times in minutes of three days; H is 4."""
     log = daily.random_log(0)

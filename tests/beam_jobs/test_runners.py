@@ -1,9 +1,12 @@
 """Which runner is taken, and what a failing worker leaves to read."""
 
 import errno
+import logging
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PrismRunnerOptions
 
 from beam_jobs.runners import (
     count,
@@ -18,6 +21,23 @@ def test_default_runner_needs_no_download() -> None:
     assert runner_name(pipeline_options([])) == "FnApiRunner"
     chosen = pipeline_options(["--runner=FlinkRunner", "--parallelism=2"])
     assert runner_name(chosen) == "FlinkRunner"
+
+
+def test_a_prism_that_is_here_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prism = tmp_path / "prism"
+    prism.write_text("#!/bin/sh\n")
+    prism.chmod(0o755)
+    monkeypatch.setenv("WATCHNEXT_PRISM", str(prism))
+
+    def location(*flags: str) -> str | None:
+        options = pipeline_options(flags).view_as(PrismRunnerOptions)
+        return options.prism_location
+
+    assert location("--runner=PrismRunner") == str(prism)
+    assert location("--runner=PrismRunner", "--prism_location=/x") == "/x"
+    assert location() is None
 
 
 def _fail(number: int) -> int:
@@ -50,6 +70,8 @@ def test_a_full_disk_stays_one() -> None:
 def test_own_errors_leave_no_stack_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # The command line, which other tests call, mutes this logger for good.
+    caplog.set_level(logging.ERROR, "apache_beam.runners.common")
     for function, kind in ((_fail, InputError), (_broken, Exception)):
         caplog.clear()
         with pytest.raises(kind), run_pipeline(pipeline_options()) as job:

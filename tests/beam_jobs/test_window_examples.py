@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from schemas.config import BeamConfig, NormalizationConfig
 from schemas.events import TIMED_TABLES, EventSchema
 from schemas.split import SplitBounds
 from schemas.vocabularies import Vocabulary, vocabulary_files
+from tests.beam_jobs import awkward_log as daily
 
 HOUR = 3_600_000_000
 TERMS = {
@@ -56,7 +56,7 @@ class TinyTransform:
 
 @pytest.mark.parametrize("limit", [3, 20, None])
 def test_a_window_of_days_is_a_run_over_its_events(
-    daily: ModuleType, limit: int | None, tmp_path: Path
+    limit: int | None, tmp_path: Path
 ) -> None:
     log = daily.random_log(6)
     schema, files = (
@@ -137,9 +137,7 @@ def test_a_window_of_days_is_a_run_over_its_events(
 
 
 @pytest.mark.slow
-def test_a_window_of_requests_is_a_run_over_its_events(
-    daily: ModuleType, tmp_path: Path
-) -> None:
+def test_a_window_of_requests_is_a_run_over_its_events(tmp_path: Path) -> None:
     """On the real graph; requests that went on after midnight are one."""
     log = daily.with_impressions(daily.random_log(8), 8)
     schema = EventSchema.of_tables(log)

@@ -2,23 +2,23 @@
 
 import io
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from pipeline import doctor
+from pipeline import doctor, doctor_runners
 from pipeline.doctor import (
     Package,
     PackageFound,
     Report,
-    RunnerFound,
     TensorFlowSees,
     accelerators_in_words,
-    find_runners,
     print_report,
     try_imports,
 )
+from pipeline.doctor_runners import RunnerFound, find_runners
 
 
 def write_package(folder: Path, name: str, body: str) -> Package:
@@ -114,10 +114,13 @@ def test_accelerators_in_words(
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the only folder on PATH, empty."""
+    """Return the only folder on PATH, empty; Go has installed nothing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("GOBIN", "GOPATH", "WATCHNEXT_PRISM", "WATCHNEXT_BOOT"):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 
@@ -125,18 +128,45 @@ def usable(cache: Path, reads_gs: bool = True) -> dict[str, bool]:
     return {r.name: r.usable for r in find_runners(reads_gs, cache)}
 
 
+def prism_words(cache: Path) -> str:
+    words = {r.name: r.words for r in find_runners(True, cache)}
+    return words["PrismRunner"]
+
+
 def test_prism_is_found_on_path_or_in_the_cache(
     programs: Path, tmp_path: Path
 ) -> None:
     assert not usable(tmp_path)["PrismRunner"]
+    assert prism_words(tmp_path).endswith(
+        "go install github.com/apache/beam/sdks/v2/go/cmd/prism"
+        f"@v{metadata.version('apache-beam')}"
+    )
     cache = tmp_path / "prism" / "bin"
     cache.mkdir(parents=True)
     (cache / "apache_beam-v2.77.0-prism-linux-amd64").touch()
     assert usable(tmp_path)["PrismRunner"]
     prism = write_program(programs, "prism", "exit 0")
-    words = {r.name: r.words for r in find_runners(True, tmp_path)}
-    # The binary on PATH wins: only its flag works without a network.
-    assert words["PrismRunner"] == f"--prism_location={prism}"
+    # The binary on PATH wins: it needs no network.
+    assert prism_words(tmp_path).startswith(f"{prism}, workers LOOPBACK and")
+
+
+def test_prism_and_boot_are_found_where_go_installs_them(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = tmp_path / "go" / "bin"
+    go.mkdir(parents=True)
+    prism = write_program(go, "prism", "exit 0")
+    assert "PROCESS needs Beam's boot: go install" in prism_words(tmp_path)
+    # Go names a program after its package's folder.
+    write_program(go, "container", "exit 0")
+    every = "workers LOOPBACK, EXTERNAL and PROCESS"
+    assert prism_words(tmp_path) == f"{prism}, {every}"
+    other = write_program(tmp_path / "other", "prism", "exit 0")
+    monkeypatch.setenv("GOBIN", str(tmp_path / "other"))
+    assert prism_words(tmp_path) == f"{other}, {every}"
+    # What the variable names is taken or nothing.
+    monkeypatch.setenv("WATCHNEXT_PRISM", str(tmp_path / "absent"))
+    assert not usable(tmp_path)["PrismRunner"]
 
 
 def test_flink_needs_java_that_runs_and_the_job_server(
@@ -164,7 +194,9 @@ def test_dataflow_needs_the_extra_and_gs_paths(
     programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = {"apitools", "google.cloud.storage"}
-    monkeypatch.setattr(doctor, "_is_importable", lambda m: m in installed)
+    monkeypatch.setattr(
+        doctor_runners, "_is_importable", lambda m: m in installed
+    )
     assert usable(tmp_path)["DataflowRunner"]
     assert not usable(tmp_path, reads_gs=False)["DataflowRunner"]
     installed.remove("google.cloud.storage")
