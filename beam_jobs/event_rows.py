@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.events import ENTITY_KEYS, EventSchema, check_columns, row_errors
 
@@ -83,7 +84,7 @@ def validate(
       InputError: a column is absent or has another type.
     """
     check_columns(table, raw.rows, schema)
-    rows = raw.rows.select(schema.arrow(table).names)
+    rows = _without_empty_request(raw.rows.select(schema.arrow(table).names))
     reasons = row_errors(table, rows, schema)
     if raw.errors is not None:
         # Why a cell could not be converted says more than that it is null.
@@ -204,6 +205,16 @@ def _first_bytes(text: str) -> str:
 def to_polars(rows: pa.Table) -> pl.DataFrame:
     """The same table for polars, without a copy where that is possible."""
     return cast(pl.DataFrame, pl.from_arrow(rows))
+
+
+def _without_empty_request(rows: pa.Table) -> pa.Table:
+    """A `request_id` of "" names no request; it would join all of a user's."""
+    if "request_id" not in rows.column_names:
+        return rows
+    names = rows.column("request_id")
+    named = pc.if_else(pc.equal(names, ""), None, names)
+    place = rows.column_names.index("request_id")
+    return rows.set_column(place, "request_id", named)
 
 
 def _is_none(values: np.ndarray) -> np.ndarray:

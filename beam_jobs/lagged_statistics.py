@@ -3,7 +3,8 @@
 In go the impressions of some days, out comes one row per video and day; a
 request of a day is given the totals over all days strictly before it, which
 any server can know. Days begin at local midnight, as in the split. An
-impression counts, with all of its watch time, to the day it was shown.
+impression and its click count to the day it was shown, its watch time to the
+day by whose end it was spent: on the day shown nobody knew of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,7 @@ def run(
     path: str,
     utc_offset_hours: float,
     options: PipelineOptions,
+    since_us: int | None = None,
 ) -> dict[str, int]:
     """Counts impressions per video and day into one Parquet file.
 
@@ -69,33 +71,56 @@ def run(
         impressions, clicks, watch_time_s (sum over the day).
       utc_offset_hours: local time.
       options: of Beam.
+      since_us: leave out impressions before this time.
     """
     with run_pipeline(options) as job:
         (
             job.pipeline
             | "Impressions" >> ReadEvents(impressions, _READ)
-            | "Daily" >> beam.Map(daily_sums, utc_offset_hours=utc_offset_hours)
+            | "Daily"
+            >> beam.Map(
+                daily_sums,
+                utc_offset_hours=utc_offset_hours,
+                since_us=since_us,
+            )
             | "Merge" >> beam.CombineGlobally(MergeSums()).with_fanout(16)
             | "Write" >> beam.Map(_write, path=path)
         )
     return job.counts
 
 
-def daily_sums(impressions: pa.Table, utc_offset_hours: float) -> pa.Table:
+def daily_sums(
+    impressions: pa.Table, utc_offset_hours: float, since_us: int | None = None
+) -> pa.Table:
     """Sums a batch of impressions per video and day."""
-    days = local_days(
-        impressions.column("event_time_us").to_numpy(), utc_offset_hours
-    )
+    if since_us is not None:
+        late = pc.greater_equal(impressions.column("event_time_us"), since_us)
+        impressions = impressions.filter(late)
+    times_us = impressions.column("event_time_us").to_numpy()
     watch_time_s = impressions.column("watch_time_s").to_numpy()
+    watch_time_us = np.rint(watch_time_s * 1e6).astype(np.int64)
+    nothing = np.zeros_like(watch_time_us)
+    videos = impressions.column("video_id")
+    shown = (
+        videos,
+        local_days(times_us, utc_offset_hours),
+        nothing + 1,
+        impressions.column("clicked").cast(pa.int64()),
+        nothing,
+    )
+    # A watch that ends at midnight is known to the day that begins then.
+    ends_us = times_us + np.maximum(watch_time_us - 1, 0)
+    watched = (
+        videos,
+        local_days(ends_us, utc_offset_hours),
+        nothing,
+        nothing,
+        watch_time_us,
+    )
     return _merged(
-        pa.table(
-            {
-                "video_id": impressions.column("video_id"),
-                "day": days,
-                "impressions": np.ones(len(days), np.int64),
-                "clicks": impressions.column("clicked").cast(pa.int64()),
-                "watch_time_us": np.rint(watch_time_s * 1e6).astype(np.int64),
-            }
+        pa.concat_tables(
+            pa.table(list(columns), schema=_SUMS)
+            for columns in (shown, watched)
         )
     )
 
@@ -168,6 +193,19 @@ def fold_days(table: pa.Table, day: int) -> pa.Table:
       day: see `local_days`.
     """
     days = np.maximum(table.column("day").to_numpy(), day - 1)
+    return _added_up(table, days)
+
+
+def add_up(table: pa.Table) -> pa.Table:
+    """One row a video and day, ascending by them.
+
+    Args:
+      table: rows of `SCHEMA`, several a video and day.
+    """
+    return _added_up(table, table.column("day").to_numpy())
+
+
+def _added_up(table: pa.Table, days: np.ndarray) -> pa.Table:
     sums = table.select(["video_id", "impressions", "clicks"])
     sums = sums.append_column("day", pa.array(days)).append_column(
         "watch_time_us", pa.array(_watch_time_us(table))

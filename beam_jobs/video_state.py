@@ -3,20 +3,27 @@
 What was shown, clicked and watched is summed per video and day
 (`lagged_statistics`). A request of the next day asks for the totals before
 its own day or, where it began before midnight, before the day that ended: so
-the state has two rows a video at most, the last day's and one of all days
-before. Channels need no counters of their own, they are sums of their videos'.
+the state has a row a video of the last day, one of all days before and, where
+a watch goes on over midnight, one of the day that will know its watch time.
+Channels need no counters of their own, they are sums of their videos'.
 """
 
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import lagged_statistics
 from beam_jobs.catalogue import VideoCatalogue
 from beam_jobs.events import read_tables
-from beam_jobs.lagged_statistics import SCHEMA, LaggedStatistics, fold_days
+from beam_jobs.lagged_statistics import (
+    SCHEMA,
+    LaggedStatistics,
+    add_up,
+    fold_days,
+)
 from beam_jobs.output_files import write_parquet
 from schemas.artifacts import join
 from schemas.days import DayRange
@@ -42,17 +49,20 @@ def run(
       options: of Beam.
     """
     path = join(output, "all_days.parquet")
-    lagged_statistics.run(impressions, path, days.utc_offset_hours, options)
+    lagged_statistics.run(
+        impressions, path, days.utc_offset_hours, options, days.start_us
+    )
     sums = read_tables([path], SCHEMA)
     FileSystems.delete([path])
+    if parent is not None:
+        # Watches that went on over midnight count to these days.
+        sums = add_up(pa.concat_tables([_state(parent), sums]))
     numbers = sums.column("day").to_numpy()
     for number, day in enumerate(days, days.first_number):
         rows = sums.filter(pa.array(numbers == number))
         write_parquet(join(output, str(day), _DAY_FILE), rows)
-    new = sums.filter(pa.array(numbers >= days.first_number))
     last = days.first_number + len(days) - 1
-    state = fold_days(_with_state(new, parent), last)
-    write_parquet(join(output, *_STATE_FILE), state)
+    write_parquet(join(output, *_STATE_FILE), fold_days(sums, last))
 
 
 def read(
@@ -60,12 +70,14 @@ def read(
 ) -> LaggedStatistics:
     """What was known on each of the days, from what `run` wrote."""
     files = [join(output, str(day), _DAY_FILE) for day in days]
-    sums = _with_state(read_tables(files, SCHEMA), parent)
+    sums = read_tables(files, SCHEMA)
+    if parent is not None:
+        state = _state(parent)
+        # What it holds of these days is in their files.
+        before = pc.less(state.column("day"), days.first_number)
+        sums = pa.concat_tables([state.filter(before), sums])
     return LaggedStatistics(sums, catalogue)
 
 
-def _with_state(sums: pa.Table, parent: str | None) -> pa.Table:
-    if parent is None:
-        return sums
-    state = read_tables([join(parent, *_STATE_FILE)], SCHEMA)
-    return pa.concat_tables([state, sums])
+def _state(folder: str) -> pa.Table:
+    return read_tables([join(folder, *_STATE_FILE)], SCHEMA)

@@ -98,7 +98,7 @@ def with_impressions(log: dict[str, pa.Table], seed: int) -> dict:
                         START + seconds * 1_000_000,
                         ["home", "next"][number % 2],
                         clicked,
-                        float(rng.integers(1, 400)) / 7 if clicked else 0.0,
+                        float(rng.integers(1, 4000)) / 7 if clicked else 0.0,
                         name,
                         None if rng.random() < 0.1 else place + 1,
                     )

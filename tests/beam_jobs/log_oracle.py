@@ -164,6 +164,8 @@ class Log:
         before = [
             r for r in self.shown if self.day(r.time_us) < self.day(now_us)
         ]
+        offset_us = round(self.utc_offset_hours * HOUR_US)
+        midnight_us = self.day(now_us) * DAY_US - offset_us
         channel = CHANNELS[video]
         groups = {
             "video": [r for r in before if r.video == video],
@@ -181,7 +183,14 @@ class Log:
                     sum(r.clicked for r in rows) / n if n else math.nan
                 ),
                 f"{name}_lagged_watch_time_s": (
-                    sum(r.spent_s for r in rows) / n if n else math.nan
+                    sum(
+                        r.spent_s
+                        for r in rows
+                        if r.time_us + round(r.spent_s * 1e6) <= midnight_us
+                    )
+                    / n
+                    if n
+                    else math.nan
                 ),
             }
         return found

@@ -1,6 +1,7 @@
 """A day's ranking requests against loops over the whole log."""
 
 import datetime
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +74,7 @@ def test_requests_are_those_of_the_whole_log(tmp_path: Path) -> None:
                         [r["position"] or 0 for r in some],
                         [float(r["clicked"]) for r in some],
                         [len(b) for b in before],
+                        [mean_watch_time_s(b, today) for b in before],
                     )
                 )
     assert spanning > 5
@@ -90,9 +92,23 @@ def test_requests_are_those_of_the_whole_log(tmp_path: Path) -> None:
                 *(r["surface"], r["candidate_video_id"]),
                 *(r["candidate_position"], r["labels.clicked"]),
                 r["video_lagged_impressions"],
+                [
+                    None if math.isnan(s) else round(s, 2)
+                    for s in r["video_lagged_watch_time_s"]
+                ],
             )
             for r in stored
         )
+
+
+def mean_watch_time_s(shown: list[dict], today_us: int) -> float | None:
+    """Of the impressions; watch time counts once it has been spent."""
+    spent = [
+        r["watch_time_s"]
+        for r in shown
+        if r["event_time_us"] + round(r["watch_time_s"] * 1e6) <= today_us
+    ]
+    return round(sum(spent) / len(shown), 2) if shown else None
 
 
 def shown_in_order(shown: list[dict]) -> list[dict]:

@@ -354,3 +354,26 @@ def test_wrong_arguments_are_refused(tmp_path) -> None:
         _run(sources, tmp_path, 1.5)
     with pytest.raises(ValueError, match="searches"):
         _run([_source("searches", WATCH_TYPES.empty_table())], tmp_path)
+
+
+def test_an_empty_request_id_names_no_request() -> None:
+    names = ("user_id", "video_id", "event_time_us", "surface", "clicked")
+    schema = EventSchema(
+        {"impressions": (*names, "watch_time_s", "request_id")}
+    )
+    rows = pa.table(
+        [
+            ["u"] * 3,
+            ["a", "b", "c"],
+            [1_600_000_000_000_000] * 3,
+            ["home"] * 3,
+            [False] * 3,
+            [0.0] * 3,
+            ["", "r", None],
+        ],
+        schema=schema.arrow("impressions"),
+    )
+    raw = RawRows(rows, "log", np.arange(1, 4))
+    good, _, counts = validate("impressions", raw, schema)
+    assert good.column("request_id").to_pylist() == [None, "r", None]
+    assert counts["impressions.bad"] == 0

@@ -41,7 +41,9 @@ def impressions(seed: int, rows: int = 300) -> pa.Table:
             "event_time_us": MIDNIGHT_US + rng.integers(0, 96, rows) * HOUR_US,
             "clicked": clicked,
             # Thirds of a second: sums of floats would depend on the order.
-            "watch_time_s": rng.integers(0, 50, rows) / 3,
+            # Some go on over midnight.
+            "watch_time_s": rng.integers(0, 50, rows) / 3
+            + 3600 * rng.integers(0, 3, rows),
         }
     )
 
@@ -78,7 +80,11 @@ def test_daily_rows_match_a_loop(tmp_path: Path, offset: float) -> None:
         sums = expected.setdefault(key, [0, 0, 0.0])
         sums[0] += 1
         sums[1] += row["clicked"]
-        sums[2] += row["watch_time_s"]
+        # Watch time is known from the midnight after the watch.
+        spent_us = round(row["watch_time_s"] * 1e6)
+        ended = int((local_us + max(spent_us, 1) - 1) // (24 * HOUR_US))
+        key = (row["video_id"], ended)
+        expected.setdefault(key, [0, 0, 0.0])[2] += row["watch_time_s"]
     found = pq.read_table(path)
     assert found.column_names == [
         "video_id",
@@ -119,6 +125,11 @@ def test_lookup_counts_only_days_before(tmp_path: Path) -> None:
         pa.array([v for v, _ in asked]), np.array([d for _, d in asked])
     )
     rows = table.to_pylist()
+
+    def ended(row: dict, day: int) -> bool:
+        end_us = row["event_time_us"] + round(row["watch_time_s"] * 1e6)
+        return end_us <= day * 24 * HOUR_US
+
     for i, (video, day) in enumerate(asked):
         before = [r for r in rows if r["event_time_us"] // HOUR_US // 24 < day]
         channel = CHANNELS.get(video)
@@ -138,7 +149,10 @@ def test_lookup_counts_only_days_before(tmp_path: Path) -> None:
                 "click_rate": sum(r["clicked"] for r in some) / n
                 if n
                 else np.nan,
-                "watch_time_s": sum(r["watch_time_s"] for r in some) / n
+                "watch_time_s": sum(
+                    r["watch_time_s"] for r in some if ended(r, day)
+                )
+                / n
                 if n
                 else np.nan,
             }

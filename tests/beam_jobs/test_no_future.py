@@ -14,6 +14,7 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from beam_jobs.histories import RawRequests, TimeIndex, request_times
+from beam_jobs.lagged_statistics import daily_sums
 from beam_jobs.query_features import QueryFeatures
 from beam_jobs.ranking_requests import RankingRequests
 from beam_jobs.retrieval_examples import (
@@ -111,6 +112,11 @@ MUTATIONS: Mapping[str, Mutation] = {
         RankingRequests._lagged,
         "local_days(cuts_us, self._utc_offset_hours)",
         "(local_days(cuts_us, self._utc_offset_hours) + 1)",
+    ),
+    "statistics of watch time that was spent": (
+        daily_sums,
+        "times_us + np.maximum(watch_time_us - 1, 0)",
+        "times_us",
     ),
     "days of local time": (
         RankingRequests._lagged,
