@@ -7,7 +7,9 @@ concatenation of two messages as their merge, and TensorFlow's parsers rely on
 it too.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -28,7 +30,30 @@ class Ragged(NamedTuple):
     row_splits: np.ndarray
 
 
-Column = np.ndarray | Ragged
+class Distinct:
+    """Rows that many examples share: they are encoded once, for all chunks."""
+
+    def __init__(self, values: np.ndarray | Ragged) -> None:
+        self.values = values
+        self._encoded: np.ndarray | None = None
+
+    def encoded(self, key: ExampleKey) -> np.ndarray:
+        """The rows as tf.Examples of one key, object [n] of bytes."""
+        if self._encoded is None:
+            rows = _encoded(key, self.values)
+            self._encoded = np.empty(len(rows), object)
+            self._encoded[:] = rows
+        return self._encoded
+
+
+class Repeated(NamedTuple):
+    """Row i is row rows[i] of the distinct ones."""
+
+    distinct: Distinct
+    rows: np.ndarray
+
+
+Column = np.ndarray | Ragged | Repeated
 _NUMPY = {"int64": np.int64, "float32": np.float32, "string": np.object_}
 _ARROW = {
     "int64": pa.int64(),
@@ -51,8 +76,8 @@ def encode_examples(
 
     Args:
       columns: one column per key. Fixed shapes: [n, *shape]. Lists: `Ragged`
-        (or a plain (values, row_splits) pair). Dtypes are the key's; strings
-        are object arrays of bytes.
+        (or a plain (values, row_splits) pair). `Repeated` rows are encoded
+        once. Dtypes are the key's; strings are object arrays of bytes.
       keys: what an example holds; their order is the order in the bytes.
 
     Raises:
@@ -63,38 +88,64 @@ def encode_examples(
         raise ValueError(
             f"Expected the columns {sorted(names)}, received {sorted(columns)}."
         )
-    encoder = RecordBatchToExamplesEncoder()
-    pieces = [
-        encoder.encode(
-            pa.RecordBatch.from_arrays(
-                [_lists(key, columns[key.name])], [key.name]
-            )
-        )
-        for key in keys
-    ]
+    pieces = [_encoded(key, columns[key.name]) for key in keys]
     return [b"".join(row) for row in zip(*pieces, strict=True)]
+
+
+def _encoded(key: ExampleKey, column: Column) -> list[bytes]:
+    """Each row as a tf.Example of one key."""
+    if isinstance(column, Repeated):
+        repeated: list[bytes] = column.distinct.encoded(key)[
+            column.rows
+        ].tolist()
+        return repeated
+    batch = pa.RecordBatch.from_arrays([_lists(key, column)], [key.name])
+    encoded: list[bytes] = RecordBatchToExamplesEncoder().encode(batch)
+    return encoded
 
 
 class ExampleWriter:
     """Writes chunks of rows to one TFRecord file, whole or not at all.
 
-    Use as a context manager; the file appears when the block ends well.
+    Use as a context manager; the file appears when the block ends well. A
+    thread encodes and writes a chunk while the caller makes the next one.
+
+    Attributes:
+      num_examples: how many were written, once the block has ended.
     """
 
     def __init__(self, path: str, keys: Sequence[ExampleKey]) -> None:
-        self._file = whole_file(path)
-        self._keys = tuple(keys)
+        self._path, self._keys = path, tuple(keys)
+        self._last: futures.Future[None] | None = None
         self.num_examples = 0
 
     def __enter__(self) -> Self:
-        self._writer = tf.io.TFRecordWriter(self._file.__enter__())
+        # Closed in reverse: the last chunk is in the file before its renaming.
+        self._open = contextlib.ExitStack()
+        path = self._open.enter_context(whole_file(self._path))
+        self._writer = self._open.enter_context(tf.io.TFRecordWriter(path))
+        self._thread = self._open.enter_context(futures.ThreadPoolExecutor(1))
         return self
 
     def write(self, columns: Mapping[str, Column]) -> None:
-        """Appends rows; see `encode_examples`."""
+        """Appends rows; see `encode_examples`.
+
+        Raises:
+          ValueError: the rows of the call before do not fit; those of the
+            last one are found out about when the block ends.
+        """
+        self._wait()
+        self._last = self._thread.submit(self._append, columns)
+
+    def _append(self, columns: Mapping[str, Column]) -> None:
         for example in encode_examples(columns, self._keys):
             self._writer.write(example)
             self.num_examples += 1
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
     def __exit__(
         self,
@@ -102,8 +153,11 @@ class ExampleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
-        self._file.__exit__(kind, error, trace)
+        with self._open:
+            if error is not None:
+                # Seen by what is open: the file does not appear.
+                raise error
+            self._wait()
 
 
 def write_examples(
@@ -129,7 +183,7 @@ def read_examples(
             yield {name: value.numpy() for name, value in parsed.items()}
 
 
-def _lists(key: ExampleKey, column: Column) -> pa.LargeListArray:
+def _lists(key: ExampleKey, column: np.ndarray | Ragged) -> pa.LargeListArray:
     """A column as one list of values per example."""
     if isinstance(column, tuple):
         if key.shape is not None:

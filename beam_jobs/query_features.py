@@ -14,7 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs.example_files import Column, Ragged, without_padding
+from beam_jobs.example_files import (
+    Column,
+    Distinct,
+    Ragged,
+    Repeated,
+    without_padding,
+)
 from beam_jobs.histories import RawRequests, TimeIndex, string_objects
 from beam_jobs.user_shards import UserShard
 from schemas.features import Feature
@@ -70,14 +76,14 @@ class QueryFeatures:
                 one_each = name == "watch_history"
                 request[taken] = _packed(distinct, by_name[taken], one_each)
         users = np.arange(len(shard.user_ids))
-        of_users = [raw for raw in inputs if raw.name.startswith("user_")]
-        request |= RawRequests(shard, of_users)(users, np.zeros_like(users))
+        columns = [raw for raw in inputs if raw.name.startswith("user_")]
+        request |= RawRequests(shard, columns)(users, np.zeros_like(users))
         found = transform(_same_height(request, inputs))
-        self._of_users = {
-            f.name: found[f.name][: users.size]
-            for f in features
-            if f.name not in terms
-        }
+        of_users = direct_features(
+            {name: values[: users.size] for name, values in found.items()},
+            [f for f in features if f.name not in terms],
+        )
+        self._of_users = {n: Distinct(v) for n, v in of_users.items()}
         self._of_events = {}
         for name, encoded in terms.items():
             table, taken, _ = _OF_EVENTS[name]
@@ -99,9 +105,8 @@ class QueryFeatures:
         columns: dict[str, Column] = {}
         for feature in self._features:
             if feature.name in self._of_users:
-                values = self._of_users[feature.name][users]
-                columns[feature.name] = (
-                    without_padding(values) if feature.kind == "bag" else values
+                columns[feature.name] = Repeated(
+                    self._of_users[feature.name], users
                 )
             else:
                 index, length, lists = self._of_events[feature.name]
@@ -114,7 +119,7 @@ class QueryFeatures:
 
 def direct_features(
     transformed: Mapping[str, np.ndarray], features: Sequence[Feature]
-) -> dict[str, Column]:
+) -> dict[str, np.ndarray | Ragged]:
     """Transformed requests as they are stored: bags lose their padding."""
     return {
         f.name: without_padding(transformed[f.name])

@@ -16,8 +16,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs.example_files import (
     Column,
+    Distinct,
     ExampleWriter,
     Ragged,
+    Repeated,
 )
 from beam_jobs.histories import string_objects
 from beam_jobs.query_features import QueryFeatures, Transform, direct_features
@@ -43,7 +45,7 @@ from schemas.requests import RawInput, retrieval_inputs
 from schemas.split import SplitBounds
 from schemas.vocabularies import Vocabulary, read_vocabulary
 
-# Examples written at once: 4,096 x 50 ids are 1.6 MB.
+# Examples made at once: 4,096 x 50 ids are 1.6 MB.
 CHUNK_ROWS = 4096
 
 
@@ -125,12 +127,14 @@ class Moments:
     """Users just before a time, in the order they are written.
 
     Attributes:
-      user_ids: object [E] of bytes.
+      user_ids: object [U] of bytes, distinct.
+      users: int64 [E], positions in `user_ids`.
       times_us: int64 [E].
       features: slice of the E -> the query features of these.
     """
 
     user_ids: np.ndarray
+    users: np.ndarray
     times_us: np.ndarray
     features: Callable[[slice], dict[str, Column]]
 
@@ -144,7 +148,8 @@ class Moments:
     ) -> "Moments":
         """Moments whose features are rebuilt from the users' events."""
         return cls(
-            string_objects(shard.user_ids)[users],
+            string_objects(shard.user_ids),
+            users,
             times_us,
             lambda rows: features(users[rows], times_us[rows]),
         )
@@ -190,12 +195,14 @@ class ExampleBuilder:
         request: Callable[[slice], dict[str, np.ndarray]],
     ) -> Moments:
         """Moments whose raw requests are there already."""
+        distinct, users = np.unique(user_ids, return_inverse=True)
         return Moments(
-            user_ids,
+            distinct,
+            users,
             times_us,
-            lambda rows: direct_features(
-                self.transform(request(rows)), self.features
-            ),
+            lambda rows: {
+                **direct_features(self.transform(request(rows)), self.features)
+            },
         )
 
     def training(
@@ -229,12 +236,13 @@ class ExampleBuilder:
     def _chunks(
         self, moments: Moments
     ) -> Iterator[tuple[slice, dict[str, Column]]]:
+        user_ids = Distinct(moments.user_ids)
         for start in range(0, moments.times_us.size, CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             yield (
                 rows,
                 {
-                    "user_id": moments.user_ids[rows],
+                    "user_id": Repeated(user_ids, moments.users[rows]),
                     "event_time_us": moments.times_us[rows],
                     **moments.features(rows),
                 },
@@ -331,7 +339,7 @@ def write_training(
     keys = retrieval_keys(features, "train", example_age=age)
     _write(path, keys, builder.training(moments, labels.ids, labels.weights))
     count("train_examples", labels.ids.size)
-    count("train_users", np.unique(moments.user_ids).size)
+    count("train_users", np.unique(moments.users).size)
     count("train_labels_out_of_vocabulary", labels.out_of_vocabulary)
 
 

@@ -114,7 +114,7 @@ class _WriteShard(beam.DoFn):
         with ExampleWriter(path, self._keys) as writer:
             for columns in self._examples(rows):
                 writer.write(columns)
-            count("train_examples", writer.num_examples)
+        count("train_examples", writer.num_examples)
 
     def _examples(self, rows: pa.Table) -> Iterator[dict[str, Column]]:
         owner, layout, chunks = self._layout(rows)

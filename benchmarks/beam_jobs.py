@@ -116,7 +116,7 @@ class Bench:
 
 def columnar(bench: Bench) -> None:
     """Our retrieval examples against those of both peers."""
-    log = bench.log(bench.args.events)
+    log = bench.log(bench.args.contest_events)
     runs: dict[str, list[Measured]] = {name: [] for name in CONTESTANTS}
     for _ in range(bench.args.repetitions):
         for name in CONTESTANTS:
@@ -153,10 +153,10 @@ def transform(bench: Bench) -> None:
 
 def growth(bench: Bench) -> None:
     """Time and memory of the job as the log grows tenfold."""
-    small = bench.details.get("columnar", {}).get("columnar", [])
     log = bench.log(bench.args.events)
-    while len(small) < bench.args.repetitions:
-        small = [*small, bench.examples("columnar", log)]
+    small = [
+        bench.examples("columnar", log) for _ in range(bench.args.repetitions)
+    ]
     large = [bench.examples("columnar", bench.log(10 * bench.args.events))]
     bench.details["growth"] = {"small": small, "large": large}
     results = bench.results
@@ -212,6 +212,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 # Sizes of `--quick`.
 _QUICK = {
     "events": 20_000,
+    "contest_events": 20_000,
     "rows": 20_000,
     "thin_events": 20_000,
     "thin_shards": 100,
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SECTIONS, action="append")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--contest_events", type=int, default=3_000_000)
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--thin_events", type=int, default=10_000_000)
     parser.add_argument("--thin_shards", type=int, default=10_000)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from beam_jobs import lagged_statistics
 from beam_jobs.catalogue import VideoCatalogue
+from beam_jobs.example_files import Repeated
 from beam_jobs.histories import RawRequests
 from beam_jobs.ranking_requests import RankingRequests
 from beam_jobs.retrieval_examples import (
@@ -154,7 +155,7 @@ def check_training(shard: UserShard, log: Log) -> None:
     for columns in training(builder, shard, labels):
         for row, (user, time_us, label) in enumerate(
             zip(
-                columns["user_id"],
+                columns["user_id"].distinct.values[columns["user_id"].rows],
                 columns["event_time_us"],
                 columns["label"],
                 strict=True,
@@ -429,7 +430,11 @@ def _training_bytes(shard: UserShard, log: Log) -> list[dict[str, object]]:
                 for name, column in columns.items()
                 # A ragged column is a pair of arrays.
                 for i, values in enumerate(
-                    column if isinstance(column, tuple) else (column,)
+                    (column.distinct.values, column.rows)
+                    if isinstance(column, Repeated)
+                    else column
+                    if isinstance(column, tuple)
+                    else (column,)
                 )
             }
         )

@@ -33,24 +33,18 @@ TERMS = {
 
 
 class TinyTransform:
-    """Numbers that differ as soon as any input of the request does."""
+    """Ids that tell what was watched and asked, most recent first."""
 
     def __call__(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        watched = raw["watch_history_video_id"] != b""
-        hours = (
-            raw["request_time_us"][:, None] - raw["watch_history_event_time_us"]
-        ) // HOUR
-        seconds = np.nan_to_num(raw["watch_history_watch_time_s"], nan=7.0)
-        names = np.vectorize(lambda v: int(v[1:] or 0), otypes=[np.int64])(
-            raw["watch_history_video_id"]
-        )
-        history = (names * 1000 + hours) * 100_000 + seconds.astype(np.int64)
-        asked = np.vectorize(len, otypes=[np.int64])(raw["search_query"])
-        hours = raw["search_event_time_us"] // HOUR
+        number = np.vectorize(lambda v: int(v[1:] or -1), otypes=[np.int64])
+        tokens = np.full((len(raw["search_query"]), 50), -1)
+        for row, queries in zip(tokens, raw["search_query"], strict=True):
+            said = [len(word) for q in queries for word in q.split()]
+            row[: len(said)] = said
         return {
-            "watch_history": np.where(watched, history, -1),
-            "search_tokens": np.where(hours > 0, hours * 100 + asked, -1),
-            "user_region": np.array([len(r) for r in raw["user_region"]]),
+            "watch_history": number(raw["watch_history_video_id"]),
+            "search_tokens": tokens,
+            "user_region": np.array([len(r) for r in raw["user_region"]], int),
         }
 
 
@@ -162,6 +156,7 @@ def test_a_window_of_requests_is_a_run_over_its_events(tmp_path: Path) -> None:
         shards=BeamConfig(num_shards=daily.SHARDS),
         seed=1,
         utc_offset_hours=daily.OFFSET_HOURS,
+        train_end_us=daily.START + daily.NUM_DAYS * daily.DAY,
         **shared,
     )
     graph = str(tmp_path / "graph" / transform.FOLDER)
