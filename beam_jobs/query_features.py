@@ -67,30 +67,42 @@ class QueryFeatures:
             )
         self._features = features
         by_name = {raw.name: raw for raw in inputs}
-        terms, request = {}, {}
+        terms, requests = {}, {}
         for name, (table, taken, column) in _OF_EVENTS.items():
             if any(f.name == name for f in features):
                 terms[name] = shard.arrow(table, column).dictionary_encode()
                 distinct = string_objects(terms[name].dictionary)
                 # A query has many tokens, a video one id.
                 one_each = name == "watch_history"
-                request[taken] = _packed(distinct, by_name[taken], one_each)
+                requests[name] = {
+                    taken: _packed(distinct, by_name[taken], one_each)
+                }
         users = np.arange(len(shard.user_ids))
         columns = [raw for raw in inputs if raw.name.startswith("user_")]
-        request |= RawRequests(shard, columns)(users, np.zeros_like(users))
-        found = transform(_same_height(request, inputs))
+        requests["users"] = RawRequests(shard, columns)(
+            users, np.zeros_like(users)
+        )
+        found = {
+            name: transform(_whole(request, inputs))
+            for name, request in requests.items()
+        }
         of_users = direct_features(
-            {name: values[: users.size] for name, values in found.items()},
-            [f for f in features if f.name not in terms],
+            found["users"], [f for f in features if f.name not in terms]
         )
         self._of_users = {n: Distinct(v) for n, v in of_users.items()}
         self._of_events = {}
         for name, encoded in terms.items():
             table, taken, _ = _OF_EVENTS[name]
+            bags = found[name][name]
+            added: np.ndarray | Ragged
+            if name == "watch_history":
+                added = bags.reshape(-1)[_codes(encoded)]
+            else:
+                added = _lists(bags, encoded)
             self._of_events[name] = (
                 TimeIndex(shard.user_codes[table], shard.times_us(table)),
                 by_name[taken].length or 0,
-                _lists(found[name], encoded, one_each=name == "watch_history"),
+                added,
             )
 
     def __call__(
@@ -109,10 +121,13 @@ class QueryFeatures:
                     self._of_users[feature.name], users
                 )
             else:
-                index, length, lists = self._of_events[feature.name]
+                index, length, added = self._of_events[feature.name]
                 recent = index.recent(users, times_us, length)
-                columns[feature.name] = _joined(
-                    lists, recent, feature.max_length or 0
+                most = feature.max_length or 0
+                columns[feature.name] = (
+                    _joined(added, recent, most)
+                    if isinstance(added, Ragged)
+                    else _ids(added, recent[:, :most])
                 )
         return columns
 
@@ -140,40 +155,48 @@ def _packed(terms: np.ndarray, raw: RawInput, fill: bool) -> np.ndarray:
     return rows
 
 
-def _same_height(
+def _whole(
     request: Mapping[str, np.ndarray], inputs: Sequence[RawInput]
 ) -> dict[str, np.ndarray]:
-    """Columns of different heights as one request; what lacks is absent."""
-    height = max(len(values) for values in request.values())
+    """A request of some inputs with all the others, absent."""
+    height = max(map(len, request.values()), default=0)
     filled = {}
     for raw in inputs:
-        rows: np.ndarray = np.full(
-            (height, *raw.shape), raw.absent, raw.numpy_dtype
-        )
-        if raw.name in request:
-            rows[: len(request[raw.name])] = request[raw.name]
-        filled[raw.name] = rows
+        absent: np.ndarray = np.array(raw.absent, raw.numpy_dtype)
+        # One value, seen as a column: nothing is copied or converted.
+        column = np.broadcast_to(absent, (height, *raw.shape))
+        filled[raw.name] = request.get(raw.name, column)
     return filled
 
 
-def _lists(
-    bags: np.ndarray, encoded: pa.DictionaryArray, *, one_each: bool
-) -> Ragged:
+def _codes(encoded: pa.DictionaryArray) -> np.ndarray:
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    return np.asarray(codes, np.int64)
+
+
+def _ids(ids: np.ndarray, events: np.ndarray) -> Ragged:
+    """The ids of each moment's events.
+
+    Args:
+      ids: int64 [m], one an event.
+      events: int64 [A, L], most recent first, -1 where there is none.
+    """
+    used = events >= 0
+    splits = np.concatenate(([0], np.cumsum(used.sum(axis=1))))
+    return Ragged(ids[events[used]], splits.astype(np.int64))
+
+
+def _lists(bags: np.ndarray, encoded: pa.DictionaryArray) -> Ragged:
     """What each event adds to a bag, and nothing for an index of -1.
 
     Args:
-      bags: int64 [n, max_length] of packed requests.
+      bags: int64 [n, max_length], one a term.
       encoded: the terms of the events, [m].
-      one_each: every slot of a bag is another term's.
 
     Returns:
       m + 1 lists, the last one empty.
     """
-    num_terms = len(encoded.dictionary)
-    bags = bags.reshape(-1, 1) if one_each else bags
-    values, splits = without_padding(bags[:num_terms])
-    terms = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return _gathered(Ragged(values, splits), terms)
+    return _gathered(without_padding(bags), _codes(encoded))
 
 
 def _gathered(lists: Ragged, rows: np.ndarray) -> Ragged:

@@ -180,7 +180,7 @@ class ExampleBuilder:
         query = feature_set(schema, retrieval, ranking).select("query")
         if isinstance(transform, str):
             names = [f.name for f in query]
-            transform = TransformGraph(transform, outputs=names)
+            transform = TransformGraph(transform, names, CHUNK_ROWS)
         inputs = retrieval_inputs(schema, retrieval, ranking)
         return cls(transform, inputs, query, bounds, retrieval, seed)
 

@@ -98,8 +98,12 @@ def _ids(
 
 
 def _bag(terms: tf.Tensor, lookup: Lookup) -> tf.Tensor:
-    padding = tf.constant(PADDING_ID, tf.int64)
-    return tf.where(tf.equal(terms, ""), padding, lookup(terms))
+    # Most slots are empty: only the others are looked up.
+    used = tf.where(tf.not_equal(terms, ""))
+    padding = tf.fill(tf.shape(terms), tf.constant(PADDING_ID, tf.int64))
+    ids = lookup(tf.gather_nd(terms, used))
+    bag = tf.tensor_scatter_nd_update(padding, used, ids)
+    return tf.ensure_shape(bag, terms.shape)
 
 
 def _time_id(
@@ -245,8 +249,15 @@ class _Request:
 
 def _token_ids(queries: tf.Tensor, lookup: Lookup) -> tf.RaggedTensor:
     """Token ids of queries [B, S], one row per query, [B * S, (tokens)]."""
-    tokens = tokenize(tf.reshape(queries, [-1]))
-    return tokens.with_flat_values(lookup(tokens.flat_values))
+    flat = tf.reshape(queries, [-1])
+    asked = tf.where(tf.not_equal(flat, ""))
+    tokens = tokenize(tf.gather_nd(flat, asked))
+    lengths = tf.scatter_nd(
+        asked, tokens.row_lengths(), tf.shape(flat, tf.int64)
+    )
+    return tf.RaggedTensor.from_row_lengths(
+        lookup(tokens.flat_values), lengths, validate=False
+    )
 
 
 def seconds(duration_us: tf.Tensor) -> tf.Tensor:

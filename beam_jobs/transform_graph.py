@@ -1,5 +1,6 @@
 """The saved transform graph, applied to raw requests outside a model."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-_CHUNK = 1024
+# Candidates are compared with histories: 1,024 x 10 x 50 at once.
+_CHUNK_ROWS = 1024
 
 
 def feature_names(path: str) -> frozenset[str]:
@@ -26,16 +28,23 @@ class TransformGraph:
       path: the folder `transform_fn`.
       outputs: names of the features wanted; None gives all that the inputs of
         the call allow (query features from a retrieval request).
+      chunk_rows: requests that go through the graph at once.
     """
 
-    def __init__(self, path: str, outputs: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        outputs: Sequence[str] | None = None,
+        chunk_rows: int = _CHUNK_ROWS,
+    ) -> None:
         self.path = path
         self.outputs = None if outputs is None else tuple(outputs)
+        self.chunk_rows = chunk_rows
         self._layer: Any = None
         self._functions: dict[tuple[str, ...], Any] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return TransformGraph, (self.path, self.outputs)
+        return TransformGraph, (self.path, self.outputs, self.chunk_rows)
 
     def __call__(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Transforms rows of raw requests.
@@ -56,9 +65,9 @@ class TransformGraph:
         count = len(raw[names[0]])
         chunks = [
             function(
-                {n: tf.convert_to_tensor(raw[n][s : s + _CHUNK]) for n in names}
+                {n: _tensor(raw[n][s : s + self.chunk_rows]) for n in names}
             )
-            for s in range(0, max(count, 1), _CHUNK)
+            for s in range(0, max(count, 1), self.chunk_rows)
         ]
         return {
             name: np.concatenate([chunk[name].numpy() for chunk in chunks])
@@ -99,3 +108,15 @@ class TransformGraph:
         )
         self._functions[names] = traced.get_concrete_function()
         return self._functions[names]
+
+
+def _tensor(values: np.ndarray) -> tf.Tensor:
+    """An array as a tensor; a broadcast value is not converted cell by cell."""
+    if values.size and not any(values.strides):
+        return _filled(values.shape, values.flat[0])
+    return tf.convert_to_tensor(values)
+
+
+@functools.lru_cache(maxsize=64)
+def _filled(shape: tuple[int, ...], value: bytes | float) -> tf.Tensor:
+    return tf.fill(shape, value)

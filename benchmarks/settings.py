@@ -30,7 +30,7 @@ def main() -> None:
                 "config": yaml.safe_dump(sections, width=76),
                 "element_bytes": column_shuffle.MAX_ELEMENT_BYTES,
                 "slice_rows": column_shuffle.SLICE_ROWS,
-                "one_pass_shards": column_shuffle.ONE_PASS_SHARDS,
+                "one_pass_shards": column_shuffle.ONE_PASS_GROUPS,
                 "sha256": hashlib.sha256(text.encode()).hexdigest(),
             }
         )

@@ -189,8 +189,8 @@ def test_each_video_query_and_user_is_transformed_once() -> None:
 
     features = QueryFeatures(shard, INPUTS, FEATURES, counting)
     features(np.zeros(1000, np.int64), START_US + np.arange(1000))
-    # Six videos are two histories of four, beside two queries and four users.
-    assert rows == [4]
+    # Six videos are two histories of four; two queries; four users.
+    assert rows == [2, 2, 4]
 
 
 def test_a_feature_of_something_else_is_refused() -> None:
