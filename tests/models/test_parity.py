@@ -145,7 +145,10 @@ class FrontEnd:
             video = row["video_id"]
             # Whole microseconds: the level of a value jumps where many rows
             # have it, and a sum of floats could come to lie just beside.
-            counted = 1, row["clicked"], round(row["watch_time_s"] * 1e6)
+            spent_us = round(row["watch_time_s"] * 1e6)
+            if row["event_time_us"] + spent_us > before_us:
+                spent_us = 0  # Nobody knew of it at midnight.
+            counted = 1, row["clicked"], spent_us
             for key in ("video", video), ("channel", self.channels[video]):
                 for place, value in enumerate(counted):
                     totals[key][place] += value
