@@ -52,6 +52,16 @@ class Repeated(NamedTuple):
     distinct: Distinct
     rows: np.ndarray
 
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Repeated":
+        """A column [n] of few values."""
+        distinct, rows = np.unique(values, return_inverse=True)
+        return cls(Distinct(distinct), rows)
+
+    def slice(self, rows: slice) -> "Repeated":
+        """Some of the rows."""
+        return Repeated(self.distinct, self.rows[rows])
+
 
 Column = np.ndarray | Ragged | Repeated
 _NUMPY = {"int64": np.int64, "float32": np.float32, "string": np.object_}
@@ -158,6 +168,48 @@ class ExampleWriter:
                 # Seen by what is open: the file does not appear.
                 raise error
             self._wait()
+
+
+def write_chunks(
+    path: str,
+    keys: Sequence[ExampleKey],
+    chunks: Iterable[Mapping[str, Column]],
+) -> None:
+    """Writes one TFRecord file of chunks of rows as they come."""
+    with ExampleWriter(path, keys) as file:
+        for columns in chunks:
+            file.write(columns)
+
+
+class FilesBehind:
+    """Writes the files of one shard while the caller prepares the next one.
+
+    For a DoFn: made in `setup`, waited for before the next shard's files (so
+    two shards at most are in memory) and when the bundle ends.
+    """
+
+    def __init__(self) -> None:
+        self._thread = futures.ThreadPoolExecutor(1)
+        self._writing: list[futures.Future[None]] = []
+
+    def write(
+        self,
+        path: str,
+        keys: Sequence[ExampleKey],
+        chunks: Iterable[Mapping[str, Column]],
+    ) -> None:
+        """As `write_chunks`; returns at once."""
+        task = self._thread.submit(write_chunks, path, keys, chunks)
+        self._writing.append(task)
+
+    def wait(self) -> None:
+        """Returns when all files are there; raises what went wrong."""
+        writing, self._writing = self._writing, []
+        for task in writing:
+            task.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
 
 
 def write_examples(

@@ -17,9 +17,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs.example_files import (
     Column,
     Distinct,
-    ExampleWriter,
+    FilesBehind,
     Ragged,
     Repeated,
+    write_chunks,
 )
 from beam_jobs.histories import string_objects
 from beam_jobs.query_features import QueryFeatures, Transform, direct_features
@@ -39,7 +40,7 @@ from schemas.config import (
     RetrievalExamplesConfig,
 )
 from schemas.events import EventSchema
-from schemas.examples import FILE_PATTERN, ExampleKey, retrieval_keys
+from schemas.examples import FILE_PATTERN, retrieval_keys
 from schemas.features import Feature, FeatureSet, feature_set
 from schemas.requests import RawInput, retrieval_inputs
 from schemas.split import SplitBounds
@@ -217,9 +218,10 @@ class ExampleBuilder:
         """
         window = self.bounds.train_end_us - self.bounds.log_start_us
         age = (self.bounds.train_end_us - moments.times_us) / window
+        labels, weighted = Repeated.of(ids), Repeated.of(weights)
         for rows, columns in self._chunks(moments):
-            columns["label"] = ids[rows]
-            columns["example_weight"] = weights[rows]
+            columns["label"] = labels.slice(rows)
+            columns["example_weight"] = weighted.slice(rows)
             if self.config.example_age:
                 columns["example_age"] = age[rows].astype(np.float32)
             yield columns
@@ -236,13 +238,13 @@ class ExampleBuilder:
     def _chunks(
         self, moments: Moments
     ) -> Iterator[tuple[slice, dict[str, Column]]]:
-        user_ids = Distinct(moments.user_ids)
+        user_ids = Repeated(Distinct(moments.user_ids), moments.users)
         for start in range(0, moments.times_us.size, CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             yield (
                 rows,
                 {
-                    "user_id": Repeated(user_ids, moments.users[rows]),
+                    "user_id": user_ids.slice(rows),
                     "event_time_us": moments.times_us[rows],
                     **moments.features(rows),
                 },
@@ -267,15 +269,23 @@ class _WriteShard(beam.DoFn):
 
     def setup(self) -> None:
         self._videos: Vocabulary = read_vocabulary(self._vocabularies, "video")
+        self._files = FilesBehind()
 
     def process(self, shard: UserShard) -> None:
         ids = self._videos.ids(shard.arrow("watches", "video_id"))
         features = self._builder.query_features(shard)
+        self._files.wait()
         for part in self._parts:
             if part == "train":
                 self._write_training(shard, ids, features)
             else:
                 self._write_cases(shard, ids, features, part)
+
+    def finish_bundle(self) -> None:
+        self._files.wait()
+
+    def teardown(self) -> None:
+        self._files.close()
 
     def _write_training(
         self, shard: UserShard, ids: np.ndarray, features: QueryFeatures
@@ -292,6 +302,7 @@ class _WriteShard(beam.DoFn):
             builder,
             Moments.of_shard(shard, users, times_us, features),
             labels,
+            self._files.write,
         )
 
     def _write_cases(
@@ -305,7 +316,7 @@ class _WriteShard(beam.DoFn):
         moments = Moments.of_shard(shard, cases.users, cases.times_us, features)
         keys = retrieval_keys(self._features, "evaluation", example_age=False)
         path = example_path(self._output, part, shard.shard, self._num_shards)
-        _write(path, keys, self._builder.evaluation(moments, cases))
+        self._files.write(path, keys, self._builder.evaluation(moments, cases))
         unknown = int(np.sum(cases.labels.values == 0))
         count(f"{part}_examples", cases.users.size)
         count(f"{part}_users", cases.users.size)
@@ -325,6 +336,7 @@ def write_training(
     builder: ExampleBuilder,
     moments: Moments,
     labels: Labels,
+    write: Callable[..., None] = write_chunks,
 ) -> None:
     """Writes and counts the training examples of a shard.
 
@@ -334,21 +346,14 @@ def write_training(
       builder: makes the columns.
       moments: of the labels, in their order.
       labels: chosen ones.
+      write: like `write_chunks`; may return before it is done.
     """
     age = builder.config.example_age
     keys = retrieval_keys(features, "train", example_age=age)
-    _write(path, keys, builder.training(moments, labels.ids, labels.weights))
+    write(path, keys, builder.training(moments, labels.ids, labels.weights))
     count("train_examples", labels.ids.size)
     count("train_users", np.unique(moments.users).size)
     count("train_labels_out_of_vocabulary", labels.out_of_vocabulary)
-
-
-def _write(
-    path: str, keys: Sequence[ExampleKey], chunks: Iterator[dict[str, Column]]
-) -> None:
-    with ExampleWriter(path, keys) as file:
-        for columns in chunks:
-            file.write(columns)
 
 
 def _slice(lists: Ragged, rows: slice) -> Ragged:

@@ -155,9 +155,9 @@ def check_training(shard: UserShard, log: Log) -> None:
     for columns in training(builder, shard, labels):
         for row, (user, time_us, label) in enumerate(
             zip(
-                columns["user_id"].distinct.values[columns["user_id"].rows],
+                _plain(columns["user_id"]),
                 columns["event_time_us"],
-                columns["label"],
+                _plain(columns["label"]),
                 strict=True,
             )
         ):
@@ -406,6 +406,10 @@ def bounds_of(log: Log) -> SplitBounds:
 def ids_of(shard: UserShard) -> np.ndarray:
     videos = shard.arrow("watches", "video_id").to_pylist()
     return np.array([IDS.get(v, 0) for v in videos], np.int64)
+
+
+def _plain(column: Repeated) -> np.ndarray:
+    return column.distinct.values[column.rows]
 
 
 def _list(lists: Any, row: int) -> list[int]:
