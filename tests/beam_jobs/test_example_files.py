@@ -10,8 +10,11 @@ import pytest
 import tensorflow as tf
 
 from beam_jobs.example_files import (
+    Distinct,
     ExampleWriter,
+    FilesBehind,
     Ragged,
+    Repeated,
     encode_examples,
     read_examples,
     without_padding,
@@ -134,3 +137,47 @@ def test_without_padding() -> None:
     # Id 0, out of vocabulary, is part of the bag and its length.
     assert stripped.values.tolist() == [3, 0, 5]
     assert stripped.row_splits.tolist() == [0, 2, 2, 3]
+
+
+def test_equal_rows_are_encoded_once_to_the_same_bytes() -> None:
+    key = ExampleKey("age", "float32", (2,))
+    values = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    rows = np.array([2, 0, 0, 1, 2])
+    repeated = Repeated(Distinct(values), rows)
+    # Two chunks of one column share what was encoded.
+    chunks = [
+        encode_examples({"age": repeated.slice(some)}, [key])
+        for some in (slice(0, 3), slice(3, 9))
+    ]
+    plain = encode_examples({"age": values[rows]}, [key])
+    assert [example for chunk in chunks for example in chunk] == plain
+    lists = Ragged(np.array([7, 8, 9]), np.array([0, 2, 2, 3]))
+    bag = ExampleKey("bag", "int64", None)
+    assert encode_examples(
+        {"bag": Repeated(Distinct(lists), np.array([2, 1, 0]))}, [bag]
+    ) == encode_examples(
+        {"bag": Ragged(np.array([9, 7, 8]), np.array([0, 1, 1, 3]))}, [bag]
+    )
+    few = Repeated.of(np.array([5.0, 4.0, 5.0], np.float32))
+    assert few.distinct.values.tolist() == [4, 5]
+    assert few.distinct.values[few.rows].tolist() == [5, 4, 5]
+
+
+def test_files_behind_are_there_after_the_wait(tmp_path: Path) -> None:
+    key = ExampleKey("id", "int64", ())
+    files = FilesBehind()
+    paths = [str(tmp_path / f"train-{i}.tfrecord") for i in range(3)]
+    for i, path in enumerate(paths):
+        chunks = [{"id": np.array([10 * i + n])} for n in range(2)]
+        files.write(path, [key], chunks)
+    files.wait()
+    found = [int(e["id"]) for e in read_examples(paths, [key])]
+    assert found == [0, 1, 10, 11, 20, 21]
+    # A wrong last chunk: told by the wait, and no file appears.
+    wrong = str(tmp_path / "wrong.tfrecord")
+    files.write(wrong, [key], [{"id": np.array([1])}, {"id": np.array([1.5])}])
+    with pytest.raises(ValueError, match="expected int64, received float64"):
+        files.wait()
+    files.close()
+    assert not (tmp_path / "wrong.tfrecord").exists()
+    assert len(list(tmp_path.iterdir())) == 3
