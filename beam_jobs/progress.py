@@ -26,7 +26,7 @@ class Watcher(Protocol):
         """A job is about to be built."""
 
     def expect(self, phase: Phase, rows: int) -> None:
-        """That many rows more (or fewer) will come in a phase."""
+        """That many rows more will come in a phase."""
 
     def report(self, phase: Phase, rows: int) -> None:
         """That many rows more are done."""
@@ -73,7 +73,7 @@ def is_watched() -> bool:
 
 
 def expect(phase: Phase, rows: int) -> None:
-    """Announces rows of a phase; fewer than none where some were left out."""
+    """Announces rows of a phase."""
     if _watcher:
         _watcher.expect(phase, rows)
 

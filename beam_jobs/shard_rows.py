@@ -135,7 +135,8 @@ def cap_users(
     keep[by_owner] = ends - np.arange(users.size) <= cap
     beyond = int(users.size - keep.sum())
     count(f"{table}_over_user_cap", beyond)
-    progress.expect("work", -beyond)
+    # Nothing is left to do with them.
+    progress.report("work", beyond)
     return rows.filter(pa.array(keep)), users[keep]
 
 

@@ -132,9 +132,10 @@ def simulate(
     overrides: SetOption = None,
 ) -> None:
     """Write the simulated platform's logs as events."""
+    run = _run(config, workdir, overrides, context)
     from pipeline import stages
 
-    stages.simulate(_run(config, workdir, overrides, context))
+    stages.simulate(run)
 
 
 @app.command(
@@ -178,14 +179,13 @@ def prepare(
     ] = None,
 ) -> None:
     """Split the events; build vocabularies, transform graph and examples."""
+    run = _run(config, workdir, overrides, context)
     from pipeline import incremental, stages
 
     if since is None:
-        stages.prepare(_run(config, workdir, overrides, context))
+        stages.prepare(run)
     else:
-        day = incremental.parse_day(since)
-        run = _run(config, workdir, overrides, context)
-        incremental.prepare_since(run, day)
+        incremental.prepare_since(run, incremental.parse_day(since))
 
 
 @app.command(epilog=_epilog("train retrieval"))

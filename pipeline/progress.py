@@ -75,8 +75,12 @@ class Bar:
         progress.advance(task, rows)
         with self._lock:
             read = self._tasks.get("read")
-            if phase == "work" and read is not None:
-                # All rows are read before any shard is whole.
+            if (
+                phase == "work"
+                and read is not None
+                and progress.tasks[read].total is None
+            ):
+                # Of a text nobody knows the rows before; now all are read.
                 progress.update(read, total=progress.tasks[read].completed)
             if not self._finishing and progress.finished:
                 # What comes after all shards has no rows to count.
