@@ -290,7 +290,7 @@ def test_the_first_stages_on_prism_with_external_workers(
     run = Run(config, ArtifactStore(str(work)), tuple(flags))
     stages = ["split", "vocabularies"]
     DataStages(run.building(*stages)).vocabularies()
-    _assert_equal(_outcome(work, stages), in_process, stages)
+    _assert_equal(_outcome(work, stages), in_process, stages, counts=False)
 
 
 @pytest.mark.flink
