@@ -172,13 +172,17 @@ def _assert_equal(
     expected: Outcome,
     stages: Sequence[str] = STAGES,
     *,
-    counts: bool = True,
+    may_lose_counts: bool = False,
 ) -> None:
     for stage in stages:
         assert expected.files[stage], stage
         assert found.files[stage] == expected.files[stage], stage
-        if counts:
-            assert found.counts[stage] == expected.counts[stage], stage
+        told, wanted = found.counts[stage], expected.counts[stage]
+        if may_lose_counts:
+            assert told.keys() <= wanted.keys(), stage
+            assert all(n <= wanted[name] for name, n in told.items()), stage
+        else:
+            assert told == wanted, stage
 
 
 def _environment(kind: str, request: pytest.FixtureRequest) -> list[str]:
@@ -269,9 +273,11 @@ def test_on_prism(
     flags = ["--runner=PrismRunner", f"--prism_location={prism}"]
     flags += _environment(environment, request)
     found = log.ingest_and_prepare(tmp_path / "work", cut, flags)
-    # Of a busy machine Prism 2.77 may not report the counters of a bundle
-    # (seen: 269 of 400 requests, all bytes equal); the files are what counts.
-    _assert_equal(found, in_process, counts=False)
+    # Prism 2.77 keeps the counters of a bundle by their short ids until it has
+    # asked the worker what these mean; a bundle that ends meanwhile replaces
+    # them (jobservices/metrics.go, unprocessedPayloads). So on a busy machine
+    # a bundle's counters may be missing, but none is counted twice.
+    _assert_equal(found, in_process, may_lose_counts=True)
 
 
 @pytest.mark.prism
@@ -283,14 +289,14 @@ def test_the_first_stages_on_prism_with_external_workers(
     flags += ["--environment_type=EXTERNAL"]
     flags += [f"--environment_config={worker_pool}"]
     work = tmp_path / "work"
-    _assert_equal(
-        log.ingest(work, True, flags), in_process, ["events"], counts=False
-    )
+    events = log.ingest(work, True, flags)
+    _assert_equal(events, in_process, ["events"], may_lose_counts=True)
     config = load_config(str(log.folder / "engines.yaml"), [])
     run = Run(config, ArtifactStore(str(work)), tuple(flags))
     stages = ["split", "vocabularies"]
     DataStages(run.building(*stages)).vocabularies()
-    _assert_equal(_outcome(work, stages), in_process, stages, counts=False)
+    others = _outcome(work, stages)
+    _assert_equal(others, in_process, stages, may_lose_counts=True)
 
 
 @pytest.mark.flink
