@@ -36,6 +36,7 @@ from schemas.split import SplitBounds
 from schemas.vocabularies import (
     FORBIDDEN_CHARACTERS,
     Vocabulary,
+    read_vocabulary,
     vocabulary_files,
 )
 
@@ -110,7 +111,8 @@ def run(
             >> beam.CombinePerKey(MergeCounts()).with_hot_key_fanout(FANOUT)
             | "Write" >> beam.Map(_write, config=config, output=output)
         )
-    if job.counts.get("video_terms", 0) == 0:
+    # Of the file: an engine's counters may lack a bundle.
+    if read_vocabulary(output, "video").size == 0:
         raise InputError(
             "No video to learn from: no training watch is completed and no "
             "impression clicked. Check the mapping's `completed` and the "

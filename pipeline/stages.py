@@ -22,7 +22,9 @@ from schemas.errors import InputError, UsageError
 from schemas.events import ENTITY_KEYS, TIMED_TABLES, EventSchema
 from schemas.features import FeatureSet, feature_set
 from schemas.split import BOUNDS_FILE, SplitBounds
+from schemas.vocabularies import read_vocabulary
 
+_COUNTS = ".counts.txt"
 # Both decide on the features, whatever the stage writes.
 _EXAMPLES = ("retrieval_examples", "ranking_examples")
 
@@ -143,12 +145,19 @@ class DataStages:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Vocabulary size per ID space."""
-        counts = self.vocabularies().counts
+        """Vocabulary size per ID space.
+
+        Of the files: an engine's counters may lack a bundle, or count a retry.
+        """
+        vocabularies = self.vocabularies()
+        spaces = [
+            name.removesuffix(_COUNTS)
+            for name in vocabularies.names()
+            if name.endswith(_COUNTS)
+        ]
         return {
-            key.removesuffix("_terms"): value
-            for key, value in counts.items()
-            if key.endswith("_terms")
+            space: read_vocabulary(vocabularies.path, space).size
+            for space in spaces
         }
 
     def entity_files(self, table: str) -> list[str]:
