@@ -1,90 +1,38 @@
-"""On what devices and processes a training runs.
-
-A cluster is described by TF_CONFIG, as everywhere in TensorFlow:
-
-    {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
-     "task": {"type": "worker", "index": 0}}
-
-Each process is started with the same command and its own task.
-"""
+"""On what devices and processes a training runs."""
 
 import contextlib
-import dataclasses
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import IO, Any, Literal
 
 from models.inputs import WorkerRows
 from models.keras_setup import tf
+from pipeline.cluster import Task as Task
+from pipeline.cluster import current_task as current_task
+from pipeline.console import say
+from pipeline.workers_health import configure_heartbeats, waiting_for_all
 from schemas.errors import UsageError
 
 StrategyName = Literal["auto", "one_device", "mirrored", "multi_worker", "tpu"]
+# Pods of a cluster may have to wait for machines.
+START_TIMEOUT_S = 600.0
 _GRACE_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """This process's place in the cluster."""
-
-    num_workers: int = 1
-    index: int = 0
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether this process writes; the first worker does."""
-        return self.index == 0
-
-
-def current_task() -> Task:
-    """Reads TF_CONFIG; a single chief where it is not set.
-
-    Raises:
-      UsageError: TF_CONFIG is malformed; says what is wrong with it.
-    """
-    text = os.environ.get("TF_CONFIG", "").strip()
-    if not text:
-        return Task()
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"TF_CONFIG is not JSON: {error}.") from error
-    if not isinstance(value, dict) or not value.get("cluster"):
-        return Task()  # A task without a cluster is a single process.
-    cluster, task = value["cluster"], value.get("task", {})
-    others = sorted(set(cluster) - {"chief", "worker"})
-    if others:
-        raise UsageError(
-            "TF_CONFIG's cluster may have 'chief' and 'worker', received "
-            f"{', '.join(others)} as well. Parameter servers and evaluators "
-            "are not used here."
-        )
-    chiefs, workers = cluster.get("chief", []), cluster.get("worker", [])
-    addresses = [*chiefs, *workers]
-    if len(chiefs) > 1 or len(set(addresses)) < len(addresses):
-        raise UsageError(
-            "TF_CONFIG needs at most one chief and an address of its own for "
-            f"each process, received {addresses}."
-        )
-    kind, index = task.get("type"), task.get("index")
-    group = {"chief": chiefs, "worker": workers}.get(kind, [])
-    if not isinstance(index, int) or not 0 <= index < len(group):
-        raise UsageError(
-            f"TF_CONFIG's task {task} is not in its cluster of "
-            f"{len(chiefs)} chief(s) and {len(workers)} worker(s): expected "
-            "'type' chief or worker, and an 'index' from 0."
-        )
-    before = len(chiefs) if kind == "worker" else 0
-    return Task(len(addresses), before + index)
+_PR_SET_PDEATHSIG = 1
 
 
 def make_strategy(
-    name: StrategyName = "auto", tpu: str | None = None
+    name: StrategyName = "auto",
+    tpu: str | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> tf.distribute.Strategy:
     """Creates the distribution strategy; before any other TensorFlow call.
 
@@ -92,6 +40,8 @@ def make_strategy(
       name: `auto` takes the cluster of TF_CONFIG if there is one, else all
         GPUs of this machine, else its CPU.
       tpu: name or address of the TPU, for `tpu`; None is the local one.
+      start_timeout_s: how long to wait for the other workers; then this
+        process ends with exit code 1 and names those that did not come.
 
     Raises:
       UsageError: an unknown name, a malformed TF_CONFIG, `multi_worker`
@@ -118,7 +68,11 @@ def make_strategy(
                 "'multi_worker' needs TF_CONFIG in each process, or "
                 "`--workers N` to start N processes on this machine."
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        if task.num_workers == 1:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        configure_heartbeats(task)
+        with waiting_for_all(task, start_timeout_s):
+            return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "")
         tf.config.experimental_connect_to_cluster(resolver)
@@ -141,8 +95,10 @@ def launch_local_workers(num_workers: int, argv: Sequence[str]) -> int:
     """Runs a command as a cluster of processes on this machine.
 
     Each process gets its TF_CONFIG on a free port of 127.0.0.1. Their output
-    is passed on line by line, behind `[worker i]`. When one fails, the others
-    are terminated.
+    is passed on line by line, behind `[worker i]`. When one fails, it is named
+    and the others are terminated. SIGTERM and Ctrl-C are passed on, and the
+    workers are given the time to save; a second Ctrl-C terminates them. They
+    never outlive this process, whatever it dies of.
 
     Args:
       num_workers: processes to start.
@@ -154,38 +110,94 @@ def launch_local_workers(num_workers: int, argv: Sequence[str]) -> int:
     addresses = _free_addresses(num_workers)
     processes: list[subprocess.Popen[str]] = []
     readers: list[threading.Thread] = []
+    with _passing_signals_to(processes) as received:
+        try:
+            for index in range(num_workers):
+                process = _start(argv, addresses, index)
+                processes.append(process)
+                arguments = (process.stdout, f"[worker {index}] ")
+                reader = threading.Thread(target=_pass_on, args=arguments)
+                reader.start()
+                readers.append(reader)
+            return _wait(processes, received)
+        finally:
+            _terminate(processes)
+            for reader in readers:
+                reader.join()
+
+
+def _start(
+    argv: Sequence[str], addresses: Sequence[str], index: int
+) -> "subprocess.Popen[str]":
+    task = {"type": "worker", "index": index}
+    config = {"cluster": {"worker": addresses}, "task": task}
+    libc = ctypes.CDLL(None)  # Loaded here: the child may only call it.
+    return subprocess.Popen(
+        list(argv),
+        env={**os.environ, "TF_CONFIG": json.dumps(config)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A terminal's Ctrl-C would reach it twice.
+        start_new_session=True,
+        # Two runs would write to one folder, were this process killed and
+        # started anew.
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+
+
+@contextlib.contextmanager
+def _passing_signals_to(
+    processes: Sequence["subprocess.Popen[str]"],
+) -> Iterator[list[int]]:
+    """Sends the processes SIGTERM when this one gets it, or SIGINT.
+
+    Yields the list of what it got so far.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+        for process in processes:
+            process.terminate()
+
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        for index in range(num_workers):
-            task = {"type": "worker", "index": index}
-            config = {"cluster": {"worker": addresses}, "task": task}
-            process = subprocess.Popen(
-                list(argv),
-                env={**os.environ, "TF_CONFIG": json.dumps(config)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            processes.append(process)
-            arguments = (process.stdout, f"[worker {index}] ")
-            reader = threading.Thread(target=_pass_on, args=arguments)
-            reader.start()
-            readers.append(reader)
-        return _wait(processes)
+        yield received
     finally:
-        _terminate(processes)
-        for reader in readers:
-            reader.join()
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _wait(processes: Sequence["subprocess.Popen[str]"]) -> int:
-    """Waits until all have ended well or one has failed."""
+def _wait(
+    processes: Sequence["subprocess.Popen[str]"], received: Sequence[int]
+) -> int:
+    """Waits until all have ended well or one has failed.
+
+    Once they were told to stop it waits for all: one of them is saving.
+    """
     while True:
         codes = [process.poll() for process in processes]
-        failed = [code for code in codes if code]
-        if failed:
+        running = None in codes
+        failed = [i for i, code in enumerate(codes) if code]
+        if failed and not (received and running):
+            code = codes[failed[0]] or 0
+            how = f"with exit code {code}"
+            if code < 0:
+                how = f"by {signal.Signals(-code).name}"
+            if not received:
+                say(f"Worker {failed[0]} ended {how}: the others are ended.")
             # A signal's negative number is no exit code.
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
-        if None not in codes:
+            return code if code > 0 else 128 - code
+        if not running:
             return 0
         time.sleep(0.05)
 

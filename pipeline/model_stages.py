@@ -17,8 +17,9 @@ from models.baselines import baselines
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
 from models.retrieval_evaluation import ModelScorer
+from pipeline.cluster import current_task
 from pipeline.console import say
-from pipeline.distribution import current_task, launch_local_workers
+from pipeline.distribution import launch_local_workers
 from pipeline.model_training import Model, Trainer, Workers
 from pipeline.run import Run, Sections
 from pipeline.stages import DataStages

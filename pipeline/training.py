@@ -7,24 +7,29 @@ the same bits as one that was not, and N workers with one worker's tables.
 
 import contextlib
 import dataclasses
-import functools
-import json
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
+
+import numpy as np
 
 from models.embeddings import local_component
 from models.keras_setup import keras, tf
 from models.optimizers import table_optimizer
-from pipeline.distribution import current_task
+from pipeline.checkpoints import Checkpoints
+from pipeline.cluster import current_task
+from pipeline.console import say
+from pipeline.interruption import Interrupted, SignalWatch
 from pipeline.training_report import TrainingReport
+from pipeline.workers_health import naming_lost_workers
 from schemas.errors import InputError, WatchnextError
 
 Batch = Mapping[str, Any]
 # Losses are looked at in groups: reading each would wait for each step.
 _CHECK_EVERY = 50
+# Steps after which workers look whether one of them was told to stop: by then
+# the number is there, and reading it waits for nothing.
+_LAG = 4
 
 
 class Trainable(Protocol):
@@ -84,13 +89,14 @@ class TrainingResult:
 
 @dataclasses.dataclass
 class _State:
-    """Where the run is; saved inside each checkpoint, as JSON."""
+    """Where the run is; saved with each checkpoint, as JSON."""
 
     epoch: int = 1
     batches: int = 0
     step: int = 0
     loss_sum: float = 0.0
     best_epoch: int = 0
+    best_step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     finished: bool = False
 
@@ -132,37 +138,31 @@ def train(
 
     Raises:
       InputError: an epoch without a single batch.
+      Interrupted: by SIGTERM or SIGINT, to any worker; all have stopped at
+        one step, which is saved.
+      LostWorkerError: another worker is dead or hangs.
       WatchnextError: the loss or the metric is not finite, or the metric is
         missing.
     """
-    run = _Run(build_model, config, workdir, strategy)
-    model, state = run.model, run.restore()
     sign = 1.0 if higher_is_better else -1.0
-    chief = current_task().is_chief
-    with run.report(progress and chief) as report:
-        while not state.finished:
-            dataset = make_dataset(state.epoch, state.batches)
-            run.epoch(dataset, report, stop_after_steps)
-            if stop_after_steps is not None and state.step >= stop_after_steps:
-                break
-            values = dict(evaluate(model)) if chief else {metric: 0.0}
-            if metric not in values:
-                raise WatchnextError(
-                    f"Training watches {metric!r}, but the evaluation gave "
-                    f"{', '.join(values)}."
-                )
-            # The chief's number decides, so that all stop at one epoch.
-            values[metric] = run.from_chief(values[metric])
-            if not math.isfinite(values[metric]):
-                raise WatchnextError(
-                    f"The evaluation's {metric!r} is {values[metric]} after "
-                    f"epoch {state.epoch}; are there validation examples?"
-                )
-            run.end_epoch(values, metric, sign)
-            report.epoch(state.epoch - 1, state.history[-1], metric)
-    if state.best_epoch:
-        run.from_chief(0.0)  # Wait until the chief has written it.
-        run.restore_best()
+    with SignalWatch() as signals:
+        with naming_lost_workers():
+            run = _Run(build_model, config, workdir, strategy, signals)
+            model, state = run.model, run.restore()
+            with run.report(progress and current_task().is_chief) as report:
+                while not state.finished:
+                    dataset = make_dataset(state.epoch, state.batches)
+                    run.epoch(dataset, report, stop_after_steps)
+                    if state.step == stop_after_steps:
+                        break
+                    values = run.evaluate(evaluate, metric)
+                    run.end_epoch(values, metric, sign)
+                    report.epoch(state.epoch - 1, state.history[-1], metric)
+            run.from_chief(0.0)  # Wait until the chief has written it all.
+        if state.best_epoch:
+            run.restore_best()
+        if signals.received is not None:
+            raise run.interrupted()
     return TrainingResult(model, state.best_epoch, state.history)
 
 
@@ -175,11 +175,12 @@ class _Run:
         config: TrainingSection,
         workdir: str,
         strategy: tf.distribute.Strategy,
+        signals: SignalWatch,
     ) -> None:
         self.config, self.strategy, self._workdir = config, strategy, workdir
         self.state = _State()
-        # Outside of the strategy: it mirrors no strings.
-        self._saved_state = tf.Variable("", dtype=tf.string, trainable=False)
+        self._signals, self._told_to_stop = signals, False
+        self._metrics: list[str] = []
         with strategy.scope():
             self.model = model = build_model()
             self.tables = table_optimizer(
@@ -191,48 +192,80 @@ class _Run:
             # Before they are tracked: they list their variables once.
             self.tables.build(model.table_variables)
             self.dense.build(model.dense_variables)
-        self._best = tf.train.Checkpoint(
+        tracked = tf.train.Checkpoint(
             tables=list(model.table_variables),
             dense=list(model.dense_variables),
-        )
-        self._checkpoint = tf.train.Checkpoint(
-            weights=self._best,
             table_optimizer=self.tables,
             dense_optimizer=self.dense,
-            state=self._saved_state,
         )
+        self._checkpoints = Checkpoints(self._path("checkpoints"), tracked)
         self._train_step = tf.function(self._distributed_step)
 
     def restore(self) -> _State:
-        """Takes up the chief's last checkpoint, if there is one."""
-        latest = tf.train.latest_checkpoint(self._path("checkpoints"))
-        if latest is not None:
-            self._checkpoint.restore(latest).assert_consumed()
-            saved = json.loads(self._saved_state.numpy().decode())
-            self.state = _State(**saved)
+        """Takes up the chief's last good checkpoint, if there is one."""
+        newest = None
+        if current_task().is_chief:
+            newest = self._checkpoints.newest(say)
+        step = int(self.from_chief(-1 if newest is None else newest)[0])
+        if step >= 0:
+            self.state = _State(**self._checkpoints.restore(step))
         return self.state
 
     def restore_best(self) -> None:
         """Gives the model the weights of its best epoch."""
-        path = self._path(f"best-{self.state.best_epoch}")
-        self._best.read(path).assert_consumed()
+        self._checkpoints.restore(self.state.best_step)
 
-    def from_chief(self, value: float) -> float:
-        """Returns the chief's number on every worker."""
+    def from_chief(self, *values: float) -> list[float]:
+        """Returns the chief's numbers on every worker, once all are here."""
         if current_task().num_workers == 1:
-            return value
-        mine = value if current_task().is_chief else 0.0
+            return list(values)
+        mine = np.array(values) if current_task().is_chief else 0.0
+        mine = np.broadcast_to(mine, len(values)).astype(np.float64)
 
         def share() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             # Only the first of a chief's replicas counts.
             first = tf.cast(context.replica_id_in_sync_group == 0, tf.float64)
-            return context.all_reduce(
-                "sum", tf.constant(mine, tf.float64) * first
-            )
+            return context.all_reduce("sum", tf.constant(mine) * first)
 
         shared = self.strategy.run(tf.function(share))
-        return float(self.strategy.experimental_local_results(shared)[0])
+        local = self.strategy.experimental_local_results(shared)[0]
+        return [float(value) for value in local]
+
+    def interrupted(self) -> Interrupted:
+        """What ends a run that was told to stop, once it is saved."""
+        return Interrupted(
+            f"Interrupted; saved at step {self.state.step}. Run it again to "
+            "continue.",
+            self._signals.received,
+        )
+
+    def evaluate(
+        self, evaluate: Callable[[Any], Mapping[str, float]], metric: str
+    ) -> dict[str, float]:
+        """The chief's metrics; other workers get the one that is watched."""
+        values, stopped = {metric: 0.0}, False
+        if current_task().is_chief:
+            try:
+                with self._signals.raising():
+                    values = dict(evaluate(self.model))
+            except Interrupted:  # The epoch's last step is saved already.
+                stopped = True
+        if metric not in values:
+            raise WatchnextError(
+                f"Training watches {metric!r}, but the evaluation gave "
+                f"{', '.join(values)}."
+            )
+        # The chief's number decides, so that all stop at one epoch.
+        values[metric], any_stopped = self.from_chief(values[metric], stopped)
+        if any_stopped:
+            raise self.interrupted()
+        if not math.isfinite(values[metric]):
+            raise WatchnextError(
+                f"The evaluation's {metric!r} is {values[metric]} after "
+                f"epoch {self.state.epoch}; are there validation examples?"
+            )
+        return values
 
     def epoch(
         self, dataset: tf.data.Dataset, report: TrainingReport, stop: int | None
@@ -241,15 +274,20 @@ class _Run:
         state, recent = self.state, []
         for batch in self._local_batches(dataset):
             step = tf.constant(state.step, tf.int64)
-            recent.append(self._train_step(batch, step))
+            told = tf.constant(float(self._signals.received is not None))
+            recent.append(self._train_step(batch, step, told))
             state.step += 1
             state.batches += 1
+            self._look_for_stop(recent)
             save = state.step % self.config.checkpoint_every == 0
-            if save or state.step == stop or len(recent) == _CHECK_EVERY:
+            save |= self._told_to_stop or state.step == stop
+            if save or len(recent) == _CHECK_EVERY:
                 self._check(recent, report)
                 recent = []
-            if save or state.step == stop:
+            if save or self._told_to_stop:
                 self._save()
+            if self._told_to_stop:
+                self._stop_together()
             if state.step == stop:
                 return
         self._check(recent, report)
@@ -259,6 +297,10 @@ class _Run:
                 f"{self.config.batch_size}; lower `batch_size` or use more "
                 "data."
             )
+        # An evaluation may be long: nothing is lost if it is interrupted.
+        self._save()
+        if self._told_to_stop:
+            self._stop_together()
 
     def end_epoch(
         self, values: Mapping[str, float], metric: str, sign: float
@@ -268,10 +310,8 @@ class _Run:
         loss = state.loss_sum / state.batches
         state.history.append({**values, "train_loss": loss})
         best = state.history[max(state.best_epoch, 1) - 1][metric]
-        superseded = None
         if not state.best_epoch or sign * values[metric] > sign * best:
-            superseded, state.best_epoch = state.best_epoch, state.epoch
-            self._write_best()
+            state.best_epoch, state.best_step = state.epoch, state.step
         waited = state.epoch - state.best_epoch
         state.finished = (
             state.epoch >= self.config.epochs or waited >= self.config.patience
@@ -279,10 +319,6 @@ class _Run:
         state.epoch += 1
         state.batches, state.loss_sum = 0, 0.0
         self._save()
-        if superseded and current_task().is_chief:
-            old = self._path(f"best-{superseded}")
-            for file in tf.io.gfile.glob(f"{old}.*"):
-                tf.io.gfile.remove(file)
 
     @contextlib.contextmanager
     def report(self, shown: bool) -> Iterator[TrainingReport]:
@@ -315,16 +351,18 @@ class _Run:
             yield distribute(lambda _, ready=ready: next(ready))
 
     def _distributed_step(
-        self, batch: Any, step: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        results = self.strategy.run(self._replica_step, args=(batch, step))
-        total = functools.partial(self.strategy.reduce, "sum", axis=None)
-        loss, metrics = results
-        return total(loss), {k: total(v) for k, v in metrics.items()}
+        self, batch: Any, step: tf.Tensor, told_to_stop: tf.Tensor
+    ) -> tf.Tensor:
+        # One vector, so that it is one reduction.
+        results = self.strategy.run(
+            self._replica_step, args=(batch, step, told_to_stop)
+        )
+        return self.strategy.reduce("sum", results, axis=None)
 
     def _replica_step(
-        self, batch: Batch, step: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        self, batch: Batch, step: tf.Tensor, told_to_stop: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns [loss, told to stop, *metrics]."""
         tables = self.model.table_variables
         dense = self.model.dense_variables
         with tf.GradientTape() as tape:
@@ -339,51 +377,50 @@ class _Run:
         row_grads, dense_grads = tape.gradient(loss, (copies, list(dense)))
         self.tables.apply_gradients(_present(row_grads, tables))
         self.dense.apply_gradients(_present(dense_grads, dense))
-        return loss, metrics
+        self._metrics = sorted(metrics)
+        values = [loss, told_to_stop, *(metrics[n] for n in self._metrics)]
+        return tf.stack([tf.cast(value, tf.float32) for value in values])
+
+    def _look_for_stop(self, recent: list[tf.Tensor]) -> None:
+        """Notes whether to leave after this step; the same on all workers.
+
+        A single one decides by itself. Several have each step sum up who was
+        told to, and look at the sum a few steps later.
+        """
+        if current_task().num_workers == 1:
+            self._told_to_stop = self._signals.received is not None
+        elif len(recent) > _LAG:
+            self._told_to_stop |= float(recent[-1 - _LAG][1]) > 0
+
+    def _stop_together(self) -> NoReturn:
+        self.from_chief(0.0)  # It saves, the others wait for it.
+        raise self.interrupted()
 
     def _check(self, recent: list[Any], report: TrainingReport) -> None:
         """Adds up and reports the last steps' losses."""
+        if not recent:
+            return
         first = self.state.step - len(recent)
-        for i, (loss, _) in enumerate(recent):
-            if not math.isfinite(float(loss)):
+        rows = np.stack([result.numpy() for result in recent])
+        for i, loss in enumerate(rows[:, 0].tolist()):
+            if not math.isfinite(loss):
                 raise WatchnextError(
-                    f"The loss is {float(loss)} at step {first + i}. Lower "
+                    f"The loss is {loss} at step {first + i}. Lower "
                     "`learning_rate` or `table_learning_rate`, or look for "
                     "values that are not finite in the examples."
                 )
-            self.state.loss_sum += float(loss)
-        if recent:
-            loss = sum(float(loss) for loss, _ in recent) / len(recent)
-            report.steps(self.state.epoch, self.state.step, loss, recent[-1][1])
+            self.state.loss_sum += loss
+        self._told_to_stop |= bool(rows[:, 1].any())
+        metrics = dict(zip(self._metrics, rows[-1, 2:], strict=True))
+        loss = float(rows[:, 0].mean())
+        report.steps(self.state.epoch, self.state.step, loss, metrics)
 
     def _save(self) -> None:
-        """Writes a checkpoint; two are kept."""
-        state = json.dumps(dataclasses.asdict(self.state))
-        self._saved_state.assign(state)
-        with self._written("checkpoints") as folder:
-            manager = tf.train.CheckpointManager(
-                self._checkpoint, folder, 2, checkpoint_name="step"
-            )
-            manager.save(checkpoint_number=self.state.step)
-
-    def _write_best(self) -> None:
-        with self._written("") as folder:
-            name = f"best-{self.state.best_epoch}"
-            self._best.write(tf.io.gfile.join(folder, name))
-
-    @contextlib.contextmanager
-    def _written(self, name: str) -> Iterator[str]:
-        """The folder to write to: the chief's own; others' is thrown away."""
+        """Writes a checkpoint; that of the best epoch is kept with it."""
         if current_task().is_chief:
-            tf.io.gfile.makedirs(self._path(name))
-            yield self._path(name)
-            return
-        # All take part, as TensorFlow asks for, but one result is kept.
-        folder = tempfile.mkdtemp()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            best = [self.state.best_step] if self.state.best_epoch else []
+            state = dataclasses.asdict(self.state)
+            self._checkpoints.save(self.state.step, state, best)
 
     def _path(self, name: str) -> str:
         return str(tf.io.gfile.join(self._workdir, name))
