@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Literal
 
-from models.inputs import WorkerRows
 from models.keras_setup import tf
+from models.lanes import WorkerRows
 from schemas.errors import UsageError
 
 StrategyName = Literal["auto", "one_device", "mirrored", "multi_worker", "tpu"]
