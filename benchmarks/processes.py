@@ -24,7 +24,10 @@ class JobFailed(Exception):
 
 
 def run_module(
-    module: str, *args: object, environment: Mapping[str, str] | None = None
+    module: str,
+    *args: object,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Measured:
     """Runs `python -m benchmarks.<module> <args>`.
 
@@ -35,7 +38,7 @@ def run_module(
     Raises:
       JobFailed: the process failed; with the end of its error output.
     """
-    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, args)]
+    command = [python, "-m", f"benchmarks.{module}", *map(str, args)]
     settings = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -1,38 +1,20 @@
-"""TFRecords -> batches of tensors, in an order that follows from the seed.
+"""TFRecords -> batches of tensors: what evaluation reads, in file order.
 
-Workers read the same global batches and parse their own rows of them, so the
-rows of N workers, one after the other, are the batch of one worker.
+Training reads the same examples shuffled and shared out: see `models.lanes`.
 """
 
 import contextlib
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from models.keras_setup import tf
 from schemas.errors import InputError
 from schemas.examples import ExampleKey
 from schemas.features import PADDING_ID, FeatureSet
-from schemas.hashing import mix
 
 # Index of a row in the global batch, added to every batch: what dropout
 # needs to be the same on any number of workers.
 EXAMPLE_INDEX = "example_index"
-
-
-class WorkerRows(NamedTuple):
-    """Which rows of each global batch to read.
-
-    A batch is cut into `pieces` equal parts; worker `first // per_worker`
-    reads `per_worker` of them from `first` on, one batch per part (one per
-    replica).
-    """
-
-    pieces: int = 1
-    first: int = 0
-    per_worker: int = 1
+Parser = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 def max_lengths(features: FeatureSet) -> dict[str, int]:
@@ -50,85 +32,67 @@ def dataset(
     batch_size: int,
     *,
     padded_lengths: Mapping[str, int],
-    seed: int = 0,
-    epoch: int = 0,
-    shuffle: bool = False,
-    drop_remainder: bool = False,
-    skip_batches: int = 0,
-    rows: WorkerRows = WorkerRows(),  # noqa: B008, immutable.
-    shuffle_buffer: int = 2**17,
 ) -> tf.data.Dataset:
-    """Reads an epoch of examples.
-
-    Order: with `shuffle`, files in an order drawn from (seed, epoch), read 16
-    at a time in turns, and through a shuffle buffer; without, file after
-    file. Both are the same at each call.
+    """Reads all examples once, file after file.
 
     Args:
-      files: TFRecord files, in any order.
+      files: TFRecord files, in any order; they are read sorted.
       keys: what the examples hold (`schemas.examples`).
-      batch_size: global, over all workers.
+      batch_size: rows of all batches but the last, which may be smaller.
       padded_lengths: list key -> length L of its tensor [B, L], padded with
         -1, cut beyond; a list key that is not named comes as a ragged tensor.
-      seed: of the order.
-      epoch: of the order.
-      shuffle: whether to shuffle.
-      drop_remainder: whether to leave a last, smaller batch out.
-      skip_batches: batches already consumed, to resume inside an epoch.
-      rows: the rows of this worker; more than one piece needs
-        `drop_remainder`.
-      shuffle_buffer: records held for shuffling.
 
     Returns:
-      Batches: key -> tensor [B, ...], and `example_index` int64 [B].
+      Batches: key -> tensor [B, ...].
 
     Raises:
       InputError: no files, or one is not there.
-      ValueError: a batch that the pieces do not divide.
     """
-    _check(files, batch_size, drop_remainder, rows)
-    files = sorted(files)
-    if shuffle:
-        hashes = [zlib.crc32(f.rsplit("/", 1)[-1].encode()) for f in files]
-        order = np.argsort(mix(seed, np.asarray(hashes) + (epoch << 32)))
-        files = [files[i] for i in order]
-    records = tf.data.Dataset.from_tensor_slices(files).interleave(
-        tf.data.TFRecordDataset,
-        cycle_length=min(16, len(files)) if shuffle else 1,
-    )
-    if shuffle:
-        order_seed = mix(seed, np.asarray([epoch]))[0] >> np.uint64(1)
-        records = records.shuffle(
-            shuffle_buffer, int(order_seed), reshuffle_each_iteration=False
+    check_files(files)
+    return (
+        tf.data.TFRecordDataset(sorted(files))
+        .batch(batch_size)
+        .map(
+            example_parser(keys, padded_lengths),
+            tf.data.AUTOTUNE,
+            deterministic=True,
         )
-    batches = records.batch(batch_size, drop_remainder).skip(skip_batches)
-    spec = {key.name: key.parse_spec() for key in keys}
-    piece = batch_size // rows.pieces
+        .prefetch(2)
+    )
 
-    def parse(serialized: tf.Tensor, first: tf.Tensor) -> dict[str, tf.Tensor]:
-        parsed = tf.io.parse_example(serialized, spec)
+
+def example_parser(
+    keys: Sequence[ExampleKey], padded_lengths: Mapping[str, int]
+) -> Parser:
+    """Returns serialized tf.Examples [B] -> key -> tensor [B, ...].
+
+    See `dataset` for the arguments.
+    """
+    spec = {key.name: key.parse_spec() for key in keys}
+
+    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed: dict[str, tf.Tensor] = tf.io.parse_example(serialized, spec)
         for name, length in padded_lengths.items():
             if name in parsed:
                 bag = parsed[name]
                 parsed[name] = bag.to_tensor(PADDING_ID, shape=[None, length])
-        count = tf.size(serialized, out_type=tf.int64)
-        parsed[EXAMPLE_INDEX] = first + tf.range(count)
         return parsed
 
-    if rows.pieces > 1:
-        mine = np.arange(rows.first, rows.first + rows.per_worker) * piece
+    return parse
 
-        def cut(serialized: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.Dataset.from_tensor_slices(mine).map(
-                lambda first: (serialized[first : first + piece], first)
+
+def check_files(files: Collection[str]) -> None:
+    """Raises InputError where there are no files, or one is not there."""
+    if not files:
+        raise InputError(
+            "Expected TFRecord files, received none; run the stage that "
+            "writes the examples first."
+        )
+    for file in sorted(files):
+        if not tf.io.gfile.exists(file):
+            raise InputError(
+                f"{file} is missing; run the stage that writes it again."
             )
-
-        parts = batches.flat_map(cut)
-        # Slices of unknown bounds have lost their static size.
-        parts = parts.map(lambda s, first: (tf.ensure_shape(s, [piece]), first))
-    else:
-        parts = batches.map(lambda s: (s, tf.zeros([], tf.int64)))
-    return parts.map(parse, tf.data.AUTOTUNE, deterministic=True).prefetch(2)
 
 
 @contextlib.contextmanager
@@ -153,31 +117,3 @@ def naming_corrupt_files(files: Sequence[str]) -> Iterator[None]:
                     "Delete its stage's folder and run the stage again."
                 ) from error
         raise
-
-
-def _check(
-    files: Sequence[str],
-    batch_size: int,
-    drop_remainder: bool,
-    rows: WorkerRows,
-) -> None:
-    if not files:
-        raise InputError(
-            "Expected TFRecord files, received none; run the stage that "
-            "writes the examples first."
-        )
-    for file in files:
-        if not tf.io.gfile.exists(file):
-            raise InputError(
-                f"{file} is missing; run the stage that writes it again."
-            )
-    if batch_size < 1 or batch_size % rows.pieces:
-        raise ValueError(
-            f"The global `batch_size` must be a multiple of the number of "
-            f"replicas, {rows.pieces}; received {batch_size}."
-        )
-    if rows.pieces > 1 and not drop_remainder:
-        raise ValueError(
-            "Several replicas need batches of one size: pass "
-            "`drop_remainder=True`."
-        )

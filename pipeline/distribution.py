@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import IO, Any, Literal
 
-from models.inputs import WorkerRows
 from models.keras_setup import tf
+from models.lanes import WorkerRows
 from pipeline.cluster import Task as Task
 from pipeline.cluster import current_task as current_task
 from pipeline.console import say

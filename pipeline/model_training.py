@@ -8,6 +8,7 @@ from typing import Any, Literal
 from models import ranking_evaluation, retrieval_evaluation
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
+from models.lanes import training_dataset
 from models.ranking import RankingModel
 from models.retrieval import FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ModelScorer
@@ -66,17 +67,16 @@ class Trainer:
         keys = self._keys(which, "train")
 
         def batches(epoch: int, skip: int) -> tf.data.Dataset:
-            return dataset(
-                examples.files("train-"),
+            return training_dataset(
+                examples.records("train-"),
                 keys,
                 section.batch_size,
                 padded_lengths=max_lengths(self.data.features),
                 seed=self.run.config.seed,
                 epoch=epoch,
-                shuffle=True,
-                drop_remainder=True,
                 skip_batches=skip,
                 rows=rows,
+                num_lanes=section.lanes,
             )
 
         build = {

@@ -119,8 +119,8 @@ def train(
     Args:
       build_model: called once, under the strategy; gives a `Trainable`.
       make_dataset: (epoch from 1, batches to skip) -> this process's part of
-        the epoch's batches, of equal size; see `models.inputs.dataset` and
-        `distribution.worker_rows`.
+        the epoch's batches, of equal size; see
+        `models.lanes.training_dataset` and `distribution.worker_rows`.
       evaluate: model -> validation metrics, called by the chief after each
         epoch; must have no part in training.
       metric: the one that decides on the best epoch and on stopping.

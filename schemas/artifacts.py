@@ -6,7 +6,8 @@ A work directory holds one folder per stage, and in it one folder per version:
         <data files>  manifest.json  run.json  metrics.json  COMPLETED
 
 `manifest.json` has only what determines the bytes (config section, seed,
-inputs' fingerprints, counts, sha256 per file); `run.json` has the rest.
+inputs' fingerprints, counts, sha256 per file and records of each TFRecord
+file); `run.json` has the rest.
 `COMPLETED` is written last: it is the commit point, because object stores
 have no atomic rename (a local folder is renamed into place as well).
 """
@@ -27,8 +28,9 @@ from typing import Any
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.errors import ArtifactError, UsageError
+from schemas.records import RecordCounter
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MARKER, MANIFEST, RUN, METRICS = (
     "COMPLETED",
     "manifest.json",
@@ -36,6 +38,7 @@ MARKER, MANIFEST, RUN, METRICS = (
     "metrics.json",
 )
 _CHUNK = 1 << 22
+_TFRECORD = ".tfrecord"
 
 
 def join(path: str, *names: str) -> str:
@@ -107,6 +110,15 @@ class Artifact:
     def names(self, prefix: str = "") -> list[str]:
         return sorted(n for n in self.manifest["files"] if n.startswith(prefix))
 
+    def records(self, prefix: str = "") -> dict[str, int]:
+        """Full path -> number of records of such TFRecord files, sorted."""
+        files = self.manifest["files"]
+        return {
+            self.file(name): int(files[name]["records"])
+            for name in self.names(prefix)
+            if name.endswith(_TFRECORD)
+        }
+
     def fingerprint(self, *prefixes: str) -> str:
         """sha256 over the content of the files whose name starts so.
 
@@ -131,13 +143,14 @@ class Artifact:
             path = join(self.path, *name.split("/"))
             if not FileSystems.exists(path):
                 raise ArtifactError(f"{path} is missing; run the stage again.")
-            sha256, size = _hash_file(path)
-            if sha256 != expected["sha256"]:
+            found = _describe_file(path)
+            if found["sha256"] != expected["sha256"]:
                 raise ArtifactError(
                     f"{path} is corrupt: the manifest says "
                     f"{expected['bytes']} bytes, sha256 "
-                    f"{expected['sha256'][:12]}, the file has {size} bytes, "
-                    f"sha256 {sha256[:12]}. Delete the folder "
+                    f"{expected['sha256'][:12]}, the file has "
+                    f"{found['bytes']} bytes, sha256 "
+                    f"{found['sha256'][:12]}. Delete the folder "
                     f"{self.path} and run the stage again."
                 )
 
@@ -224,7 +237,7 @@ class ArtifactStore:
         try:
             FileSystems.mkdirs(folder)
             yield writer
-            files = _hash_tree(folder)
+            files = _describe_tree(folder)
             manifest = {
                 "schema_version": SCHEMA_VERSION,
                 "stage": stage,
@@ -266,24 +279,27 @@ def _discard(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hash_tree(folder: str) -> dict[str, dict[str, Any]]:
-    """Name -> sha256 and size of every file below a folder."""
+def _describe_tree(folder: str) -> dict[str, dict[str, Any]]:
+    """Name -> what the manifest says of every file below a folder."""
     prefix = folder.rstrip("/") + "/"
     found = FileSystems.match([prefix + "**"])[0].metadata_list
-    files = {}
-    for path in sorted(m.path for m in found):
-        sha256, size = _hash_file(path)
-        files[path.removeprefix(prefix)] = {"sha256": sha256, "bytes": size}
-    return files
+    paths = sorted(m.path for m in found)
+    return {p.removeprefix(prefix): _describe_file(p) for p in paths}
 
 
-def _hash_file(path: str) -> tuple[str, int]:
-    state, size = hashlib.sha256(), 0
+def _describe_file(path: str) -> dict[str, Any]:
+    """sha256 and size of a file, and the records of a TFRecord file."""
+    state, size, records = hashlib.sha256(), 0, RecordCounter()
     with FileSystems.open(path, compression_type="uncompressed") as stream:
         while chunk := stream.read(_CHUNK):
             state.update(chunk)
             size += len(chunk)
-    return state.hexdigest(), size
+            if path.endswith(_TFRECORD):
+                records.add(chunk)
+    found: dict[str, Any] = {"sha256": state.hexdigest(), "bytes": size}
+    if path.endswith(_TFRECORD):
+        found["records"] = records.count
+    return found
 
 
 def _pretty(value: Any) -> str:

@@ -125,6 +125,10 @@ class RetrievalConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # Global: shared by all workers.
     batch_size: Positive = 512
+    # Equal parts that the files are cut into, each with a part of every
+    # batch; a multiple of the workers (GPUs, TPU cores), for any of which
+    # the batches are the same.
+    lanes: Positive = 8
     epochs: Positive = 6
     # The validation metric that chooses the epoch, higher is better.
     selection_metric: str = "hit_rate_at_50"
@@ -169,6 +173,8 @@ class RankingConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # Requests, global.
     batch_size: Positive = 512
+    # See `retrieval.lanes`.
+    lanes: Positive = 8
     epochs: Positive = 3
     # The epoch with the lowest validation loss is kept.
     patience: Positive = 1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.inputs import WorkerRows
 from models.keras_setup import tf
+from models.lanes import WorkerRows
 from pipeline.distribution import (
     Task,
     current_task,

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.inputs import dataset, max_lengths
+from models.inputs import max_lengths
 from models.keras_setup import tf
+from models.lanes import training_dataset
 from models.retrieval import FullSoftmaxModel, RetrievalModel
 from pipeline.distribution import launch_local_workers, make_strategy
 from pipeline.training import TrainingResult, train
@@ -44,20 +45,33 @@ def next_video(video: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """330 examples in two files: 10 batches of 32 and 10 left over."""
     folder = tmp_path_factory.mktemp("examples")
     rng = np.random.default_rng(0)
-    paths = [str(folder / f"train-{i}.tfrecord") for i in range(2)]
-    for path in paths:
-        with tf.io.TFRecordWriter(path) as writer:
-            for _ in range(165):
-                history = rng.integers(1, VIDEOS + 1, size=rng.integers(1, 5))
-                writer.write(_example(history.tolist()))
-    return paths
+    return {
+        _write(
+            folder / f"train-{i}.tfrecord",
+            [
+                rng.integers(1, VIDEOS + 1, size=rng.integers(1, 5))
+                for _ in range(165)
+            ],
+            next_video,
+        ): 165
+        for i in range(2)
+    }
 
 
-def _example(history: list[int]) -> bytes:
+def _write(
+    path: Path, histories: list[np.ndarray], label: Callable[[int], int]
+) -> str:
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for history in histories:
+            writer.write(_example(history.tolist(), label(int(history[0]))))
+    return str(path)
+
+
+def _example(history: list[int], label: int) -> bytes:
     def ints(values: list[int]) -> tf.train.Feature:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
@@ -65,7 +79,7 @@ def _example(history: list[int]) -> bytes:
     user = tf.train.BytesList(value=[b"u"])
     feature = {
         "watch_history": ints(history),
-        "label": ints([next_video(history[0])]),
+        "label": ints([label]),
         "event_time_us": ints([0]),
         "user_id": tf.train.Feature(bytes_list=user),
         "example_weight": tf.train.Feature(float_list=weight),
@@ -90,7 +104,7 @@ def hit_rate(model: RetrievalModel) -> dict[str, float]:
 
 
 def run(
-    files: list[str],
+    files: dict[str, int],
     workdir: Path,
     evaluate: Callable[[Any], dict[str, float]] = hit_rate,
     build_model: Callable[[], Any] = build,
@@ -99,15 +113,13 @@ def run(
     config = CONFIG.model_copy(update=options.pop("changes", {}))
 
     def make_dataset(epoch: int, skip: int) -> tf.data.Dataset:
-        return dataset(
+        return training_dataset(
             files,
             retrieval_keys(FEATURES, "train", example_age=False),
             config.batch_size,
             padded_lengths=max_lengths(FEATURES),
             seed=1,
             epoch=epoch,
-            shuffle=True,
-            drop_remainder=True,
             skip_batches=skip,
         )
 
@@ -136,7 +148,7 @@ def assert_same_bits(one: RetrievalModel, other: RetrievalModel) -> None:
 
 @pytest.mark.parametrize("kind", [RetrievalModel, FullSoftmaxModel])
 def test_it_learns_the_rule(
-    kind: type[RetrievalModel], files: list[str], tmp_path: Path
+    kind: type[RetrievalModel], files: dict[str, int], tmp_path: Path
 ) -> None:
     changes = {"epochs": 12, "patience": 12}
     result = run(
@@ -150,7 +162,7 @@ def test_it_learns_the_rule(
 
 
 def test_the_weights_are_those_of_the_best_epoch(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     seen = []
 
@@ -169,7 +181,7 @@ def test_the_weights_are_those_of_the_best_epoch(
 
 
 def test_a_metric_may_be_one_that_falls(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     values = iter([3.0, 1.0, 2.0, 5.0])
     result = run(
@@ -184,7 +196,7 @@ def test_a_metric_may_be_one_that_falls(
 
 @pytest.mark.parametrize("optimizer", ["lazy_adam", "rowwise_adagrad"])
 def test_a_resumed_run_ends_with_the_same_bits(
-    files: list[str], tmp_path: Path, optimizer: str
+    files: dict[str, int], tmp_path: Path, optimizer: str
 ) -> None:
     changes = {"table_optimizer": optimizer}
     whole = run(files, tmp_path / "whole", changes=changes)
@@ -200,7 +212,9 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert resumed.best_epoch == whole.best_epoch
 
 
-def test_a_finished_run_is_read_back(files: list[str], tmp_path: Path) -> None:
+def test_a_finished_run_is_read_back(
+    files: dict[str, int], tmp_path: Path
+) -> None:
     first = run(files, tmp_path, changes={"epochs": 2})
 
     def never(_: Any) -> dict[str, float]:
@@ -212,7 +226,7 @@ def test_a_finished_run_is_read_back(files: list[str], tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_step(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     class Diverging(RetrievalModel):
         def compute_loss(self, inputs: Any, **options: Any) -> Any:
@@ -226,7 +240,9 @@ def test_a_loss_that_is_not_finite_names_the_step(
     assert steps == {"step-7", "step-10"}
 
 
-def test_wrong_inputs_are_explained(files: list[str], tmp_path: Path) -> None:
+def test_wrong_inputs_are_explained(
+    files: dict[str, int], tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="one batch of 1000"):
         run(files, tmp_path / "a", changes={"batch_size": 1000})
     with pytest.raises(WatchnextError, match=r"'hit_rate'.*gave auc"):
@@ -235,7 +251,9 @@ def test_wrong_inputs_are_explained(files: list[str], tmp_path: Path) -> None:
         run(files, tmp_path / "c", lambda _: {"hit_rate": float("nan")})
 
 
-def test_tensorboard_finds_scalars(files: list[str], tmp_path: Path) -> None:
+def test_tensorboard_finds_scalars(
+    files: dict[str, int], tmp_path: Path
+) -> None:
     run(files, tmp_path, changes={"epochs": 1})
     (log,) = (tmp_path / "logs").iterdir()
     found = {}
@@ -247,7 +265,7 @@ def test_tensorboard_finds_scalars(files: list[str], tmp_path: Path) -> None:
 
 
 WORKER = """
-import json, sys
+import json, os, socket, struct, sys
 from models.keras_setup import tf
 from pipeline.distribution import current_task, make_strategy, worker_rows
 job = json.loads(sys.argv[1])
@@ -263,10 +281,12 @@ else:
     strategy = make_strategy()
 import numpy as np
 from models.embeddings import local_component
-from models.inputs import dataset, max_lengths
+import pipeline.training
+from models.inputs import max_lengths
+from models.lanes import training_dataset
 from models.optimizers import table_optimizer
 from models.retrieval import FullSoftmaxModel, RetrievalModel
-from pipeline.training import train
+from pipeline.training_report import TrainingReport
 from schemas.config import RetrievalConfig
 from schemas.examples import retrieval_keys
 from schemas.features import from_json
@@ -280,10 +300,10 @@ def build(videos=job["videos"]):
                           example_age=False)
 
 def make_dataset(epoch, skip):
-    return dataset(job["files"], keys, config.batch_size,
-                   padded_lengths=max_lengths(features), seed=1, epoch=epoch,
-                   shuffle=True, drop_remainder=True, skip_batches=skip,
-                   rows=worker_rows(strategy))
+    return training_dataset(job["files"], keys, config.batch_size,
+                            padded_lengths=max_lengths(features), seed=1,
+                            epoch=epoch, skip_batches=skip,
+                            rows=worker_rows(strategy))
 
 def whole_tables(videos=7919):
     # Tensors of a table's length in the graph of a distributed step.
@@ -310,6 +330,19 @@ def whole_tables(videos=7919):
                 count += tensor.dtype != tf.resource and videos + 1 in dims
     return count
 
+def bytes_sent():
+    # By all of this process's connections: tcpi_bytes_acked of tcp_info.
+    total = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(fd))) as connection:
+                info = connection.getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        except OSError:  # Closed since, a file, or no TCP.
+            continue
+        total += struct.unpack_from("=Q", info, 120)[0]
+    return total
+
 whole = whole_tables()
 def evaluate(model):
     assert current_task().is_chief
@@ -318,11 +351,22 @@ def evaluate(model):
     scores = model.query_embedding(history) @ tf.transpose(embeddings) + biases
     return {"hit_rate": float(scores[0, 0])}
 
-result = train(build, make_dataset, evaluate,
-               metric="hit_rate", config=config, workdir=job["workdir"],
-               strategy=strategy, stop_after_steps=job["steps"])
+# The loop reports its loss after each step instead of now and then.
+pipeline.training._CHECK_EVERY = 1
+losses, sent = {}, []
+report_steps = TrainingReport.steps
+def steps(self, epoch, step, loss, metrics):
+    losses[step] = loss
+    sent.append(bytes_sent())
+    report_steps(self, epoch, step, loss, metrics)
+TrainingReport.steps = steps
+
+result = pipeline.training.train(
+    build, make_dataset, evaluate,
+    metric="hit_rate", config=config, workdir=job["workdir"],
+    strategy=strategy, stop_after_steps=job["steps"])
 index = current_task().index
-values = {}
+values = {f"loss_{step}": loss for step, loss in losses.items()}
 for i, table in enumerate(result.model.table_variables):
     values[f"table_{i}"] = local_component(table).numpy()
 for i, kernel in enumerate(result.model.dense_variables):
@@ -330,23 +374,27 @@ for i, kernel in enumerate(result.model.dense_variables):
 if index == 0:
     result.model.save(job["out"])
 np.savez(f"{job['out']}-{index}.npz", whole=whole, **values)
+with open(f"{job['out']}-{index}-sent.json", "w") as stream:
+    json.dump(sent, stream)
 """
 
 
 def run_workers(
-    files: list[str],
+    files: dict[str, int],
     folder: Path,
     workers: int,
     steps: int,
     optimizer: str,
     replicas: int = 1,
+    videos: int = VIDEOS,
+    **changes: Any,
 ) -> list[dict[str, np.ndarray]]:
     folder.mkdir(exist_ok=True)
     program = folder / "worker.py"
     program.write_text(WORKER)
-    changes = {"table_optimizer": optimizer, "patience": 9}
+    changes |= {"table_optimizer": optimizer, "epochs": 9, "patience": 9}
     config = CONFIG.model_copy(update=changes)
-    job = {
+    job: dict[str, Any] = {
         "features": [
             {
                 "name": "watch_history",
@@ -357,7 +405,7 @@ def run_workers(
             }
         ],
         "config": config.model_dump(mode="json"),
-        "videos": VIDEOS,
+        "videos": videos,
         "files": files,
         "workdir": str(folder / "work"),
         "steps": steps,
@@ -373,48 +421,118 @@ def run_workers(
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "lazy_adam"])
-def test_two_workers_are_one(
-    files: list[str],
-    tmp_path: Path,
-    optimizer: str,
-    monkeypatch: pytest.MonkeyPatch,
+def assert_equal_runs(
+    alone: dict[str, np.ndarray], workers: list[dict[str, np.ndarray]]
 ) -> None:
+    """Losses of each step within 1e-5, weights within 1e-6.
+
+    Weights are the same bits on all workers; losses are those of the steps
+    that the workers ran, all or, where they were resumed, the last ones.
+    """
+    first, *others = workers
+    for name, found in first.items():
+        atol = 1e-5 if name.startswith("loss_") else 1e-6
+        np.testing.assert_allclose(
+            found, alone[name], atol=atol, rtol=0, err_msg=name
+        )
+        for other in others:
+            assert other[name].tobytes() == found.tobytes(), name
+    weights = {n for n in alone if not n.startswith("loss_")}
+    assert weights <= first.keys()
+
+
+def assert_learnt(alone: dict[str, np.ndarray], steps: int) -> None:
+    """Something was learnt, so that equality means something."""
+    for i, table in enumerate(build().table_variables):
+        assert np.abs(alone[f"table_{i}"] - table.numpy()).max() > 0.05
+    losses = [float(alone[f"loss_{step}"]) for step in range(1, steps + 1)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    # 20 steps, two epochs of which end in between; resumed after 13.
-    (alone,) = run_workers(files, tmp_path / "one", 1, 20, optimizer)
-    run_workers(files, tmp_path / "two", 2, 13, optimizer)
-    first, second = run_workers(files, tmp_path / "two", 2, 20, optimizer)
-    initial = build()
-    for i, table in enumerate(initial.table_variables):
-        # Something was learnt, so that equality means something.
-        assert np.abs(alone[f"table_{i}"] - table.numpy()).max() > 0.05
-    assert first.keys() == alone.keys()
-    for name, expected in alone.items():
-        assert first[name].tobytes() == second[name].tobytes(), name
-        np.testing.assert_allclose(
-            first[name], expected, atol=1e-6, rtol=0, err_msg=name
-        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "lazy_adam"])
+def test_two_workers_are_one(
+    files: dict[str, int], tmp_path: Path, optimizer: str
+) -> None:
+    # 50 steps are five epochs; also stopped in the third one, and resumed.
+    (alone,) = run_workers(files, tmp_path / "one", 1, 50, optimizer)
+    assert_learnt(alone, 50)
+    whole = run_workers(files, tmp_path / "two", 2, 50, optimizer)
+    assert sum(name.startswith("loss_") for name in whole[0]) == 50
+    assert_equal_runs(alone, whole)
+    run_workers(files, tmp_path / "parts", 2, 23, optimizer)
+    resumed = run_workers(files, tmp_path / "parts", 2, 50, optimizer)
+    assert_equal_runs(alone, resumed)
     # What the chief saves is a model like any other.
     loaded = RetrievalModel.load(str(tmp_path / "two" / "tables"))
     for i, table in enumerate(loaded.table_variables):
-        assert table.numpy().tobytes() == first[f"table_{i}"].tobytes()
+        assert table.numpy().tobytes() == whole[0][f"table_{i}"].tobytes()
     # Nothing of a table's length is made, read or sent.
-    assert first["whole"] == 0
+    assert whole[0]["whole"] == 0
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_two_workers_are_one_for_ten_steps(
+    files: dict[str, int], tmp_path: Path
+) -> None:
+    (alone,) = run_workers(files, tmp_path / "one", 1, 10, "lazy_adam")
+    both = run_workers(files, tmp_path / "two", 2, 10, "lazy_adam")
+    assert {f"loss_{step}" for step in range(1, 11)} <= both[0].keys()
+    assert_equal_runs(alone, both)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_bytes_on_the_wire_are_those_of_the_rows(tmp_path: Path) -> None:
+    # The same 500 videos are watched in tables of 10,000 and of 1M rows.
+    rng = np.random.default_rng(0)
+    histories = list(rng.integers(1, 501, size=(2048, 4)))
+    path = _write(tmp_path / "train", histories, lambda video: video)
+    per_step = {}
+    for videos in (10_000, 1_000_000):
+        folder = tmp_path / str(videos)
+        run_workers(
+            {path: 2048},
+            folder,
+            2,
+            16,
+            "rowwise_adagrad",
+            videos=videos,
+            batch_size=1024,
+            embedding_dim=16,
+            num_negatives=100,
+            sampler="uniform",
+            checkpoint_every=1000,
+        )
+        sent = json.loads((folder / "tables-1-sent.json").read_text())
+        # Two steps an epoch. The first ones open connections, the ends of
+        # epochs share a number: a median sees neither.
+        per_step[videos] = float(np.median(np.diff(sent)[5:]))
+    # A worker sends each row that it has a gradient for once: an index of 8
+    # bytes and its values. At most 500 rows of the input table; 500 labels
+    # and 100 negatives of the output table and of the biases. (Its 512 * 4
+    # watches and 512 labels, not merged, would be 198 kB.)
+    rows = 500 * (8 + 64) + 600 * (8 + 64) + 600 * (8 + 4)
+    # Two bags of 16 into 16 and 16 units, with biases: sent once each.
+    dense = 4 * (32 * 16 + 16 + 16 * 16 + 16)
+    # Calls have headers.
+    assert 0.6 * rows < per_step[10_000] < 1.15 * (rows + dense)
+    assert per_step[1_000_000] < 1.1 * per_step[10_000]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
 def test_two_devices_of_one_worker_are_one(
-    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, int], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("TF_CONFIG", raising=False)
     (alone,) = run_workers(files, tmp_path / "one", 1, 12, "lazy_adam")
     (both,) = run_workers(files, tmp_path / "two", 1, 12, "lazy_adam", 2)
-    for name, expected in alone.items():
-        np.testing.assert_allclose(
-            both[name], expected, atol=1e-6, rtol=0, err_msg=name
-        )
+    assert_equal_runs(alone, [both])
     assert both["whole"] == 0

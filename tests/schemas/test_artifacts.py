@@ -116,3 +116,16 @@ def test_the_newest_version_wins(store) -> None:
     _write(store, {"a.txt": "new"})
     latest = store.latest("split", "prepare")
     assert Path(latest.file("a.txt")).read_text() == "new"
+
+
+def test_the_manifest_counts_the_records_of_tfrecord_files(store) -> None:
+    def record(data: str) -> str:
+        return f"{chr(len(data))}{chr(0) * 7}crc1{data}crc2"
+
+    two, none = record("abc") + record(""), ""
+    files = {"train-1.tfrecord": none, "train-0.tfrecord": two, "a.txt": "x"}
+    found = store.find("split", _write(store, files))
+    expected = {"train-0.tfrecord": 2, "train-1.tfrecord": 0}
+    paths = {found.file(name): n for name, n in expected.items()}
+    assert list(found.records().items()) == list(paths.items())
+    assert found.records("valid-") == {}
