@@ -221,21 +221,20 @@ def train(
     last_days: LastDaysOption = None,
 ) -> None:
     """Train a model: `retrieval` by sampled softmax, or `ranking`."""
-    from pipeline.refresh import Refresh
-
-    refresh = Refresh(warm_start_from, last_days)
-    if model is Model.ranking and refresh.options:
+    if model is Model.ranking and (warm_start_from or last_days):
         raise UsageError(
-            f"{refresh.options[0]} is for `train retrieval`; the ranking model "
-            "is always trained from nothing, on all training days."
+            "--warm-start-from and --last-days are for `train retrieval`; the "
+            "ranking model is trained from nothing, on all training days."
         )
     run = _run(config, workdir, overrides).building(f"{model.value}_model")
     from pipeline.model_stages import ModelStages
     from pipeline.model_training import Workers
+    from pipeline.refresh import Refresh, open_retrieval_model
 
+    earlier = open_retrieval_model(warm_start_from) if warm_start_from else None
     stages = ModelStages(run, Workers(num_workers, strategy.value, tpu))
     if model is Model.retrieval:
-        stages.retrieval_model(refresh)
+        stages.retrieval_model(Refresh(earlier, last_days))
     else:
         stages.ranking_model()
 

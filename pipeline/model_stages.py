@@ -273,7 +273,7 @@ class ModelStages:
         refresh: Refresh = Refresh(),  # noqa: B008, immutable.
     ) -> Artifact:
         section = getattr(self.run.config, which)
-        earlier, recent = refresh.earlier_model(), None
+        earlier, recent = refresh.earlier, None
         inputs = self._training_inputs(examples)
         if earlier is not None:
             inputs["earlier_model"] = earlier.fingerprint()

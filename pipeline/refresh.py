@@ -19,46 +19,45 @@ class Refresh:
     """How a training of the retrieval model departs from one from nothing.
 
     Attributes:
-      warm_start_from: folder of the model whose weights are the first ones.
+      earlier: the retrieval model whose weights are the first ones.
       last_days: train on the last so many training days alone.
     """
 
-    warm_start_from: str | None = None
+    earlier: Artifact | None = None
     last_days: int | None = None
 
     @property
     def options(self) -> list[str]:
         """The same, as options of the command line."""
         options = []
-        if self.warm_start_from is not None:
-            options += ["--warm-start-from", self.warm_start_from]
+        if self.earlier is not None:
+            options += ["--warm-start-from", self.earlier.path]
         if self.last_days is not None:
             options += ["--last-days", str(self.last_days)]
         return options
 
-    def earlier_model(self) -> Artifact | None:
-        """The version that `warm_start_from` names, verified.
 
-        Raises:
-          UsageError: it is no version of the stage.
-          ArtifactError: the version is damaged.
-        """
-        if self.warm_start_from is None:
-            return None
-        folder = self.warm_start_from.rstrip("/")
-        if not FileSystems.exists(join(folder, MARKER)):
-            raise UsageError(
-                f"--warm-start-from {folder} is no completed version of "
-                f"{_STAGE}; expected its folder, {_example(folder)}."
-            )
-        version = Artifact.open(folder)
-        if version.stage != _STAGE:
-            raise UsageError(
-                f"--warm-start-from {folder} is a version of {version.stage}; "
-                f"expected one of {_STAGE}, {_example('WORKDIR')}."
-            )
-        version.verify()
-        return version
+def open_retrieval_model(folder: str) -> Artifact:
+    """The version that `--warm-start-from` names, verified.
+
+    Raises:
+      UsageError: it is no version of the stage.
+      ArtifactError: the version is damaged.
+    """
+    folder = folder.rstrip("/")
+    if not FileSystems.exists(join(folder, MARKER)):
+        raise UsageError(
+            f"--warm-start-from {folder} is no completed version of {_STAGE}; "
+            f"expected its folder, {_example(folder)}."
+        )
+    version = Artifact.open(folder)
+    if version.stage != _STAGE:
+        raise UsageError(
+            f"--warm-start-from {folder} is a version of {version.stage}; "
+            f"expected one of {_STAGE}, {_example('WORKDIR')}."
+        )
+    version.verify()
+    return version
 
 
 def _example(folder: str) -> str:
