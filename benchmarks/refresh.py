@@ -35,10 +35,12 @@ from models.retrieval_evaluation import ModelScorer, evaluate  # noqa: E402
 from models.warm_start import WarmStart  # noqa: E402
 from pipeline.cli import main as watchnext  # noqa: E402
 from pipeline.config import load_config  # noqa: E402
-from pipeline.model_stages import ModelStages  # noqa: E402
+from pipeline.model_training import Trainer, Workers  # noqa: E402
 from pipeline.run import Run  # noqa: E402
+from pipeline.stages import DataStages  # noqa: E402
 from schemas.artifacts import Artifact, ArtifactStore  # noqa: E402
 from schemas.split import DAY_US  # noqa: E402
+from schemas.vocabularies import read_vocabulary  # noqa: E402
 
 FIRST = datetime.date(2024, 1, 1)
 TOP_K = 100
@@ -119,18 +121,16 @@ class Measured:
     def __init__(self, experiment: Experiment) -> None:
         config = load_config(str(experiment.path), ())
         store = ArtifactStore(str(experiment.work))
-        self.stages = ModelStages(Run(config, store))
-        self.data, self.config = self.stages.data, config
+        run = Run(config, store)
+        self.data, self.config = DataStages(run), config
+        self.trainer = Trainer(run, self.data, Workers())
         start = (experiment.new_day - datetime.date(1970, 1, 1)).days * DAY_US
         videos = read_tables(
             self.data.entity_files("videos"), self.data.schema.arrow("videos")
         )
         uploaded = videos.column("upload_time_us").to_numpy()
         on_day = (uploaded >= start) & (uploaded < start + DAY_US)
-        vocabulary = self.data.vocabularies()
-        from schemas.vocabularies import read_vocabulary
-
-        terms = read_vocabulary(vocabulary.path, "video")
+        terms = read_vocabulary(self.data.vocabularies().path, "video")
         ids = terms.ids(videos.column("video_id"))[on_day]
         self.new_ids = ids[ids > 0]
         self.uploaded = int(on_day.sum())
@@ -141,7 +141,7 @@ class Measured:
             if part == "test"
             else self.data.retrieval_examples()
         )
-        return self.stages._trainer.retrieval_batches(examples, part)
+        return self.trainer.retrieval_batches(examples, part)
 
     def of(self, model: RetrievalModel) -> dict[str, float]:
         """Test metrics, and how the new day's videos fare on both days."""
@@ -169,9 +169,8 @@ class Measured:
 
     def moved(self, earlier: Artifact) -> RetrievalModel:
         """The earlier model under the new ids, before any step."""
-        trainer = self.stages._trainer
         start = WarmStart.read(earlier.path)
-        return trainer._new_retrieval("model", start)
+        return self.trainer.new_retrieval(start=start)
 
 
 def steps(model: Artifact, examples: int, batch_size: int) -> int:

@@ -22,7 +22,7 @@ from models.warm_start import keep_terms
 from pipeline.console import say
 from pipeline.distribution import current_task, launch_local_workers
 from pipeline.model_training import Model, Trainer, Workers
-from pipeline.refresh import Refresh
+from pipeline.refresh import FROM_NOTHING, Refresh
 from pipeline.run import Run, Sections
 from pipeline.stages import DataStages
 from schemas.artifacts import Artifact, ArtifactWriter
@@ -47,7 +47,7 @@ class ModelStages:
 
     # Retrieval ------------------------------------------------------------
 
-    def retrieval_model(self, refresh: Refresh = Refresh()) -> Artifact:  # noqa: B008, immutable.
+    def retrieval_model(self, refresh: Refresh = FROM_NOTHING) -> Artifact:
         """Trains candidate generation, or finds the newest that fits.
 
         A command that does not train goes on with whichever model was trained
@@ -270,7 +270,7 @@ class ModelStages:
         self,
         which: Model,
         examples: Artifact,
-        refresh: Refresh = Refresh(),  # noqa: B008, immutable.
+        refresh: Refresh = FROM_NOTHING,
     ) -> Artifact:
         section = getattr(self.run.config, which)
         earlier, recent = refresh.earlier, None

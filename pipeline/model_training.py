@@ -91,7 +91,7 @@ class Trainer:
             )
 
         build = {
-            "retrieval": functools.partial(self._new_retrieval, variant, start),
+            "retrieval": functools.partial(self.new_retrieval, variant, start),
             "ranking": functools.partial(self._new_ranking, section),
         }[which]
         evaluate: Callable[[Any], Mapping[str, float]] = {
@@ -140,9 +140,10 @@ class Trainer:
         )
         return join(self.run.workdir, "training", f"{which}-{key[:12]}")
 
-    def _new_retrieval(
-        self, variant: str, start: WarmStart | None
+    def new_retrieval(
+        self, variant: Variant = "model", start: WarmStart | None = None
     ) -> RetrievalModel:
+        """A model before its first step: from nothing, or warm."""
         kind = FullSoftmaxModel if variant == "full_softmax" else RetrievalModel
         model = kind(
             self.data.features,

@@ -37,6 +37,9 @@ class Refresh:
         return options
 
 
+FROM_NOTHING = Refresh()
+
+
 def open_retrieval_model(folder: str) -> Artifact:
     """The version that `--warm-start-from` names, verified.
 
