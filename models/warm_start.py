@@ -36,6 +36,7 @@ _OF_TRAINING = {
     "table_optimizer",
     "table_learning_rate",
     "learning_rate",
+    "warm_start_rate_share",
     "batch_size",
     "epochs",
     "selection_metric",

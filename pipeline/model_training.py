@@ -16,6 +16,7 @@ from models.retrieval import FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ModelScorer
 from models.warm_start import WarmStart
 from pipeline.distribution import StrategyName, make_strategy, worker_rows
+from pipeline.refresh import gentler
 from pipeline.run import Run
 from pipeline.stages import DataStages
 from pipeline.training import TrainingResult, train
@@ -72,6 +73,8 @@ class Trainer:
         strategy = make_strategy(self.workers.strategy, self.workers.tpu)
         rows = worker_rows(strategy)
         section = _variant(getattr(self.run.config, which), variant)
+        if earlier is not None:
+            section = gentler(section)
         keys = self._keys(which, "train")
         trained_on = recent or examples
         start = WarmStart.read(earlier.path) if earlier else None

@@ -8,6 +8,7 @@ import dataclasses
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.artifacts import MARKER, Artifact, ArtifactStore, join
+from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
 from schemas.split import DAY_US, SplitBounds
 
@@ -70,6 +71,18 @@ def _example(folder: str) -> str:
     if versions:
         return f"such as {versions[-1].path}"
     return f"such as WORKDIR/{_STAGE}/20260105T101500000000Z-3f9c0b1a-77d2"
+
+
+def gentler(section: RetrievalConfig) -> RetrievalConfig:
+    """The section of a training that begins with an earlier model.
+
+    Its learning rates are the given share of those of one from nothing.
+    """
+    share = section.warm_start_rate_share
+    rates = ("table_learning_rate", "learning_rate")
+    return section.model_copy(
+        update={name: share * getattr(section, name) for name in rates}
+    )
 
 
 def last_days_since_us(bounds: SplitBounds, last_days: int) -> int:

@@ -49,14 +49,14 @@ def test_a_new_term_gets_its_channel_s_mean_else_its_topics() -> None:
     topics = grouping(
         [(1, 4), (2, 4), (3, 5)], [(2, 5), (3, 4), (3, 5), (3, 6), (4, 6)]
     )
-    # New id 1 is old 2: the channel's mean is not for it.
-    old_ids = np.array([2, 0, 0, 0])
+    # New id 1 is old 3: the channel's mean is not for it.
+    old_ids = np.array([3, 0, 0, 0])
     moved = moved_table(OLD, initial(4), old_ids, (channels, topics))
     np.testing.assert_array_equal(
         moved,
         [
             [0, 0],
-            [2, 2.5],
+            [3, 3.5],
             [2, 2.5],  # Its channel's, although it has a topic.
             [2.25, 2.75],  # Mean of (1.5, 2) and (3, 3.5).
             [-4, -4],  # Nothing known: as it was.

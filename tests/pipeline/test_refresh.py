@@ -9,8 +9,9 @@ import pytest
 from beam_jobs.example_files import read_examples
 from models.retrieval import RetrievalModel
 from pipeline.cli import main
-from pipeline.refresh import last_days_since_us
+from pipeline.refresh import gentler, last_days_since_us
 from schemas.artifacts import Artifact, ArtifactStore
+from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
 from schemas.examples import ExampleKey
 from schemas.split import DAY_US, SplitBounds
@@ -27,6 +28,15 @@ def test_the_last_days_are_counted_from_the_end_of_training() -> None:
     per_user = SplitBounds("last_watch", 0, 5, 9, 0.0)
     with pytest.raises(UsageError, match="protocol time; with last_watch"):
         last_days_since_us(per_user, 1)
+
+
+def test_a_warm_start_is_gentler() -> None:
+    section = RetrievalConfig(
+        table_learning_rate=0.5, learning_rate=0.25, warm_start_rate_share=0.5
+    )
+    assert gentler(section) == section.model_copy(
+        update={"table_learning_rate": 0.25, "learning_rate": 0.125}
+    )
 
 
 def _refused(
