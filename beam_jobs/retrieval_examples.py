@@ -64,6 +64,7 @@ def run(
     output: str,
     options: PipelineOptions,
     parts: Sequence[PartName] = ("train", "valid"),
+    since_us: int | None = None,
 ) -> dict[str, int]:
     """Writes `<part>-*.tfrecord` for the given parts, one file per shard.
 
@@ -80,6 +81,8 @@ def run(
       output: an existing folder.
       options: of the runner.
       parts: which files to write.
+      since_us: training labels from this moment on only; N of each user are
+        drawn from these. Ages and contexts stay those of the whole window.
 
     Returns:
       counts per part: `<part>_examples`, `<part>_users`,
@@ -117,6 +120,7 @@ def run(
                     output,
                     num_shards,
                     tuple(parts),
+                    since_us,
                 )
             )
         )
@@ -262,10 +266,12 @@ class _WriteShard(beam.DoFn):
         output: str,
         num_shards: int,
         parts: tuple[PartName, ...],
+        since_us: int | None,
     ) -> None:
         self._builder, self._features = builder, features
         self._vocabularies, self._output = vocabularies, output
         self._num_shards, self._parts = num_shards, parts
+        self._since_us = since_us
 
     def setup(self) -> None:
         self._videos: Vocabulary = read_vocabulary(self._vocabularies, "video")
@@ -292,7 +298,12 @@ class _WriteShard(beam.DoFn):
     ) -> None:
         builder = self._builder
         labels = choose_labels(
-            shard, ids, builder.bounds, builder.config, builder.seed
+            shard,
+            ids,
+            builder.bounds,
+            builder.config,
+            builder.seed,
+            self._since_us,
         )
         users = shard.user_codes["watches"][labels.rows]
         times_us = shard.times_us("watches")[labels.rows]

@@ -58,6 +58,7 @@ def choose_labels(
     bounds: SplitBounds,
     config: RetrievalExamplesConfig,
     seed: int,
+    since_us: int | None = None,
 ) -> Labels:
     """Chooses up to N training labels of each user.
 
@@ -72,11 +73,14 @@ def choose_labels(
       bounds: of the split.
       config: N (`examples_per_user`) and the weights.
       seed: of the draw.
+      since_us: only watches that began then or later; None takes all.
 
     Returns:
       Labels in the order of that hash: the file is a shuffled one.
     """
     rows = completed_rows(shard, "train", bounds.train_end_us)
+    if since_us is not None:
+        rows = rows[shard.times_us("watches")[rows] >= since_us]
     known = rows[ids[rows] > 0]
     users = shard.user_codes["watches"][known]
     priority = label_priority(shard, known, seed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from schemas.errors import WatchnextError
+from schemas.errors import UsageError, WatchnextError
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -59,6 +59,15 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         help="Folder of the outside logs, in place of the mapping's own root.",
+    ),
+]
+LastDaysOption = Annotated[
+    int | None,
+    typer.Option(
+        "--last-days",
+        min=1,
+        help="The last N training days alone, for a refresh; the same N for "
+        "`prepare` and `train retrieval`. See docs/incremental-days.md.",
     ),
 ]
 WorkersOption = Annotated[
@@ -177,13 +186,16 @@ def prepare(
             "docs/incremental-days.md.",
         ),
     ] = None,
+    last_days: LastDaysOption = None,
 ) -> None:
     """Split the events; build vocabularies, transform graph and examples."""
     run = _run(config, workdir, overrides, context)
     from pipeline import incremental, stages
 
     if since is None:
-        stages.prepare(run)
+        stages.prepare(run, last_days=last_days)
+    elif last_days is not None:
+        raise UsageError("Give --since or --last-days, not both.")
     else:
         incremental.prepare_since(run, incremental.parse_day(since))
 
@@ -197,15 +209,32 @@ def train(
     num_workers: WorkersOption = 1,
     strategy: StrategyOption = Strategy.auto,
     tpu: TpuOption = None,
+    warm_start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--warm-start-from",
+            metavar="ARTIFACT",
+            help="Begin with the weights of this trained retrieval model: a "
+            "version's folder. Vocabularies may differ.",
+        ),
+    ] = None,
+    last_days: LastDaysOption = None,
 ) -> None:
     """Train a model: `retrieval` by sampled softmax, or `ranking`."""
+    if model is Model.ranking and (warm_start_from or last_days):
+        raise UsageError(
+            "--warm-start-from and --last-days are for `train retrieval`; the "
+            "ranking model is trained from nothing, on all training days."
+        )
     run = _run(config, workdir, overrides).building(f"{model.value}_model")
     from pipeline.model_stages import ModelStages
     from pipeline.model_training import Workers
+    from pipeline.refresh import Refresh, open_retrieval_model
 
+    earlier = open_retrieval_model(warm_start_from) if warm_start_from else None
     stages = ModelStages(run, Workers(num_workers, strategy.value, tpu))
     if model is Model.retrieval:
-        stages.retrieval_model()
+        stages.retrieval_model(Refresh(earlier, last_days))
     else:
         stages.ranking_model()
 

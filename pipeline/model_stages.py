@@ -1,5 +1,6 @@
 """The model stages: train, index, export, evaluate. Wiring only."""
 
+import functools
 import json
 import os
 import sys
@@ -17,10 +18,12 @@ from models.baselines import baselines
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
 from models.retrieval_evaluation import ModelScorer
+from models.warm_start import keep_terms
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
 from pipeline.model_training import Model, Trainer, Workers
+from pipeline.refresh import FROM_NOTHING, Refresh
 from pipeline.run import Run, Sections
 from pipeline.stages import DataStages
 from schemas.artifacts import Artifact, ArtifactWriter
@@ -45,9 +48,18 @@ class ModelStages:
 
     # Retrieval ------------------------------------------------------------
 
-    def retrieval_model(self) -> Artifact:
-        """Trains candidate generation."""
-        return self._trained("retrieval", self.data.retrieval_examples())
+    def retrieval_model(self, refresh: Refresh = FROM_NOTHING) -> Artifact:
+        """Trains candidate generation, or finds the newest that fits.
+
+        A command that does not train goes on with whichever model was trained
+        last for the configuration and its examples, refreshed or not.
+        """
+        examples = self.data.retrieval_examples()
+        if "retrieval_model" in self.run.builds:
+            return self._trained("retrieval", examples, refresh)
+        sections: Sections = {"retrieval": self.run.config.retrieval}
+        inputs = self._training_inputs(examples)
+        return self.run.newest("retrieval_model", sections, inputs)
 
     def index(self) -> Artifact:
         """Builds ScaNN's index; refused below the recall gate."""
@@ -249,18 +261,42 @@ class ModelStages:
             self.data.schema, config.retrieval_examples, config.ranking_examples
         )
 
-    def _trained(self, which: Model, examples: Artifact) -> Artifact:
-        section = getattr(self.run.config, which)
-        inputs = {
+    def _training_inputs(self, examples: Artifact) -> dict[str, str]:
+        return {
             examples.stage: examples.fingerprint("train-", "valid-"),
             "vocabularies": self.data.vocabularies().fingerprint(),
         }
+
+    def _trained(
+        self,
+        which: Model,
+        examples: Artifact,
+        refresh: Refresh = FROM_NOTHING,
+    ) -> Artifact:
+        section = getattr(self.run.config, which)
+        earlier, recent = refresh.earlier, None
+        inputs = self._training_inputs(examples)
+        if earlier is not None:
+            inputs["earlier_model"] = earlier.fingerprint()
+        if refresh.last_days is not None:
+            recent = self.data.recent_examples(refresh.last_days)
+            inputs["recent_examples"] = recent.fingerprint("train-")
         name = f"{which}_model"
         sections: Sections = {which: section}
+        train = functools.partial(
+            self._trainer.train,
+            which,
+            examples,
+            recent=recent,
+            earlier=earlier,
+        )
 
         def write(writer: ArtifactWriter) -> None:
-            result = self._trainer.train(which, examples)
+            result = train()
             result.model.save(writer.path)
+            if which == "retrieval":
+                vocabularies = self.data.vocabularies().path
+                keep_terms(writer.path, result.model, vocabularies)
             writer.counts["best_epoch"] = result.best_epoch
             history = json.dumps(result.history, indent=1)
             with FileSystems.create(writer.file("history.json")) as stream:
@@ -270,17 +306,17 @@ class ModelStages:
         if not current_task().is_chief:
             # The chief alone writes; the others compute with it.
             if self.run.find(name, sections, inputs) is None:
-                self._trainer.train(which, examples)
+                train()
             sys.exit(0)
         if several and self.run.find(name, sections, inputs) is None:
-            self._launch(which)
+            self._launch(which, refresh.options)
             return self.run.building().stage(name, sections, inputs, write)
         return self.run.stage(name, sections, inputs, write)
 
-    def _launch(self, which: Model) -> None:
+    def _launch(self, which: Model, options: Sequence[str]) -> None:
         """Runs this very training as a cluster of local processes."""
         command = [sys.executable, "-m", "pipeline.cli", "train", which]
-        options = ["--workdir", self.run.workdir]
+        options = ["--workdir", self.run.workdir, *options]
         self.run.save_config()
         say(f"Starting {self.workers.num_workers} local workers.")
         code = launch_local_workers(

@@ -5,6 +5,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow as pa
+
+from beam_jobs.events import read_tables
 from models import ranking_evaluation, retrieval_evaluation
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
@@ -12,7 +15,9 @@ from models.lanes import training_dataset
 from models.ranking import RankingModel
 from models.retrieval import FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ModelScorer
+from models.warm_start import WarmStart
 from pipeline.distribution import StrategyName, make_strategy, worker_rows
+from pipeline.refresh import gentler
 from pipeline.run import Run
 from pipeline.stages import DataStages
 from pipeline.training import TrainingResult, train
@@ -52,6 +57,9 @@ class Trainer:
         which: Model,
         examples: Artifact,
         variant: Variant = "model",
+        *,
+        recent: Artifact | None = None,
+        earlier: Artifact | None = None,
     ) -> TrainingResult:
         """Trains on `train-*`, choosing the epoch on `valid-*`.
 
@@ -60,15 +68,21 @@ class Trainer:
           examples: of that model.
           variant: the model itself, or a baseline trained beside it:
             retrieval by the full softmax, ranking by clicks alone.
+          recent: if given, its `train-*` are trained on instead.
+          earlier: retrieval model whose weights are the first ones.
         """
         strategy = make_strategy(self.workers.strategy, self.workers.tpu)
         rows = worker_rows(strategy)
         section = _variant(getattr(self.run.config, which), variant)
+        if earlier is not None:
+            section = gentler(section)
         keys = self._keys(which, "train")
+        trained_on = recent or examples
+        start = WarmStart.read(earlier.path) if earlier else None
 
         def batches(epoch: int, skip: int) -> tf.data.Dataset:
             return training_dataset(
-                examples.records("train-"),
+                trained_on.records("train-"),
                 keys,
                 section.batch_size,
                 padded_lengths=max_lengths(self.data.features),
@@ -80,7 +94,7 @@ class Trainer:
             )
 
         build = {
-            "retrieval": functools.partial(self._new_retrieval, variant),
+            "retrieval": functools.partial(self.new_retrieval, variant, start),
             "ranking": functools.partial(self._new_ranking, section),
         }[which]
         evaluate: Callable[[Any], Mapping[str, float]] = {
@@ -94,7 +108,8 @@ class Trainer:
             ),
         }[which]
         ranking = which == "ranking"
-        with naming_corrupt_files(examples.files()):
+        files = [*trained_on.files("train-"), *examples.files("valid-")]
+        with naming_corrupt_files(files):
             return train(
                 build,
                 batches,
@@ -102,12 +117,19 @@ class Trainer:
                 metric="loss" if ranking else section.selection_metric,
                 higher_is_better=not ranking,
                 config=section,
-                workdir=self._scratch(which, examples, section, variant),
+                workdir=self._scratch(
+                    which,
+                    section,
+                    variant,
+                    trained_on.fingerprint("train-"),
+                    examples.fingerprint("valid-"),
+                    earlier.fingerprint() if earlier else None,
+                ),
                 strategy=strategy,
             )
 
     def _scratch(
-        self, which: Model, examples: Artifact, section: Any, variant: str
+        self, which: Model, section: Any, variant: str, *inputs: str | None
     ) -> str:
         """Checkpoints and logs of one training; survives a killed run."""
         key = digest(
@@ -116,20 +138,36 @@ class Trainer:
                 variant,
                 self.run.config.seed,
                 section.model_dump(mode="json"),
-                examples.fingerprint("train-", "valid-"),
+                *inputs,
             ]
         )
         return join(self.run.workdir, "training", f"{which}-{key[:12]}")
 
-    def _new_retrieval(self, variant: str) -> RetrievalModel:
+    def new_retrieval(
+        self, variant: Variant = "model", start: WarmStart | None = None
+    ) -> RetrievalModel:
+        """A model before its first step: from nothing, or warm."""
         kind = FullSoftmaxModel if variant == "full_softmax" else RetrievalModel
-        return kind(
+        model = kind(
             self.data.features,
             self.data.sizes,
             self.run.config.retrieval,
             self.run.config.seed,
             example_age=self.run.config.retrieval_examples.example_age,
         )
+        if start is not None:
+            folder = self.data.vocabularies().path
+            start.apply(model, folder, self._channels_and_topics())
+        return model
+
+    def _channels_and_topics(self) -> pa.Table | None:
+        """Of each video of the log, as far as it tells them."""
+        schema = self.data.schema
+        if not schema.has("videos"):
+            return None
+        wanted = {"video_id", "channel_id", "topics"}
+        columns = [f for f in schema.arrow("videos") if f.name in wanted]
+        return read_tables(self.data.entity_files("videos"), pa.schema(columns))
 
     def _new_ranking(self, section: RankingConfig) -> RankingModel:
         schema = self.data.schema

@@ -51,6 +51,7 @@ COMMANDS = {
     "retrieval_holdout": "prepare",
     "ranking_examples": "prepare",
     "ranking_holdout": "prepare",
+    "recent_examples": "prepare --last-days N",
     "daily_examples": "prepare --since DAY",
     "window_examples": "prepare --since DAY",
     "window_ranking_examples": "prepare --since DAY",
@@ -62,7 +63,7 @@ COMMANDS = {
 }
 PREPARED = tuple(s for s, made_by in COMMANDS.items() if made_by == "prepare")
 DAILY = ("daily_examples", "window_examples", "window_ranking_examples")
-LEARNT = tuple(COMMANDS)[1 + len(PREPARED) + len(DAILY) :]
+LEARNT = tuple(COMMANDS)[tuple(COMMANDS).index("retrieval_model") :]
 
 
 Sections = Mapping[str, BaseModel | str | None]
@@ -112,6 +113,22 @@ class Run:
             if version.manifest["seed"] == self.config.seed
             and wanted.items() <= version.manifest["config"].items()
         ]
+
+    def newest(
+        self, name: str, sections: Sections, inputs: Mapping[str, str]
+    ) -> Artifact:
+        """A stage's newest version for these sections and inputs, verified.
+
+        Other inputs that a version has may be anything.
+
+        Raises:
+          UsageError: there is none.
+        """
+        for version in reversed(self.versions(name, sections)):
+            if inputs.items() <= version.manifest["inputs"].items():
+                version.verify()
+                return version
+        raise UsageError(self._not_built(name))
 
     def stage(
         self,

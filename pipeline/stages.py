@@ -15,6 +15,7 @@ from beam_jobs.runners import pipeline_options
 from beam_jobs.watch_rows import PartName
 from pipeline.config import load_mapping_file
 from pipeline.console import say
+from pipeline.refresh import last_days_since_us
 from pipeline.run import PREPARED, Run, Sections
 from schemas.artifacts import Artifact, ArtifactWriter, digest
 from schemas.config import SourceConfig
@@ -27,6 +28,7 @@ from schemas.vocabularies import read_vocabulary
 _COUNTS = ".counts.txt"
 # Both decide on the features, whatever the stage writes.
 _EXAMPLES = ("retrieval_examples", "ranking_examples")
+_PARTS: tuple[PartName, ...] = ("train", "valid", "test")
 
 
 def simulate(run: Run) -> Artifact:
@@ -105,14 +107,18 @@ def make_events(run: Run, input_dir: str | None = None) -> Artifact:
     return simulate(run)
 
 
-def prepare(run: Run, events: Artifact | None = None) -> None:
+def prepare(
+    run: Run, events: Artifact | None = None, last_days: int | None = None
+) -> None:
     """Builds whatever of the data stages is not there yet.
 
     Args:
       run: the run.
       events: to start from; default is the newest of the work directory.
+      last_days: if given, also the examples of the last so many training
+        days alone, for a refresh.
     """
-    data = DataStages(run.building(*PREPARED), events)
+    data = DataStages(run.building(*PREPARED, "recent_examples"), events)
     data.retrieval_examples()
     data.retrieval_holdout()
     if data.schema.has("impressions"):
@@ -120,6 +126,8 @@ def prepare(run: Run, events: Artifact | None = None) -> None:
         data.ranking_holdout()
     else:
         say("The log has no impressions: no ranking examples.")
+    if last_days is not None:
+        data.recent_examples(last_days)
 
 
 class DataStages:
@@ -247,6 +255,11 @@ class DataStages:
         """Writes the test cases."""
         return self._retrieval("retrieval_holdout", ("test",))
 
+    def recent_examples(self, last_days: int) -> Artifact:
+        """Writes next-watch examples of the last training days alone."""
+        since_us = last_days_since_us(self.bounds, last_days)
+        return self._retrieval("recent_examples", ("train",), since_us)
+
     def ranking_examples(self) -> Artifact:
         """Writes the requests of training and validation."""
         return self._ranking("ranking_examples", ("train", "valid"))
@@ -260,8 +273,16 @@ class DataStages:
         """Folder of the transform graph."""
         return str(FileSystems.join(self.transform().path, "transform_fn"))
 
-    def _retrieval(self, stage: str, parts: Sequence[PartName]) -> Artifact:
+    def _retrieval(
+        self,
+        stage: str,
+        parts: Sequence[PartName],
+        since_us: int | None = None,
+    ) -> Artifact:
         read = _context_of(parts)
+        inputs = self._example_inputs(read)
+        if since_us is not None:
+            inputs["since_us"] = str(since_us)
 
         def write(writer: ArtifactWriter) -> None:
             from beam_jobs import retrieval_examples
@@ -281,11 +302,10 @@ class DataStages:
                 writer.path,
                 self._options(),
                 parts,
+                since_us,
             )
 
-        return self._stage(
-            stage, ["beam", *_EXAMPLES], self._example_inputs(read), write
-        )
+        return self._stage(stage, ["beam", *_EXAMPLES], inputs, write)
 
     def _ranking(self, stage: str, parts: Sequence[PartName]) -> Artifact:
         if not self.schema.has("impressions"):
@@ -363,7 +383,7 @@ class DataStages:
 
 def _context_of(parts: Sequence[PartName]) -> tuple[PartName, ...]:
     """The parts that examples of these parts may look back to."""
-    return ("train", "valid", "test") if "test" in parts else ("train", "valid")
+    return _PARTS[: _PARTS.index(parts[-1]) + 1]
 
 
 def _listing(root: str) -> str:

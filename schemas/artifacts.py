@@ -78,6 +78,11 @@ class Artifact:
     path: str
     manifest: Mapping[str, Any]
 
+    @classmethod
+    def open(cls, path: str) -> "Artifact":
+        """Opens a version by its folder; the caller has seen its marker."""
+        return cls(path, _read_json(join(path, MANIFEST)))
+
     @property
     def stage(self) -> str:
         return str(self.manifest["stage"])
@@ -183,7 +188,7 @@ class ArtifactStore:
         if "://" in self.workdir:  # PurePosixPath folds the double slash.
             folders = [m.rsplit("/", 1)[0] for m in markers]
         return [
-            Artifact(f, _read_json(join(f, MANIFEST)))
+            Artifact.open(f)
             for f in folders
             if not PurePosixPath(f).name.startswith(".")
         ]

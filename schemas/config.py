@@ -123,6 +123,10 @@ class RetrievalConfig(Section):
     table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "rowwise_adagrad"
     table_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Both rates after a warm start, as a share: the optimisers begin anew,
+    # and Adagrad's first step of a row is as long as the rate, whatever the
+    # gradient. At full rates a day's examples undo what the weights knew.
+    warm_start_rate_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     # Global: shared by all workers.
     batch_size: Positive = 512
     # Equal parts that the files are cut into, each with a part of every

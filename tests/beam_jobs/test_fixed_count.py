@@ -246,3 +246,23 @@ def test_the_draw_is_uniform() -> None:
     together = sum(a == b for a, b in zip(users[1:], users[:-1], strict=True))
     # 4,999 neighbours, each pair equal with 4/4,999: 4 expected.
     assert together < 4 + 4 * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(EVENTS, st.integers(0, 10))
+def test_labels_since_a_time_are_drawn_as_if_there_were_no_others(
+    events, since_us
+) -> None:
+    (whole,) = shards_of([table(*zip(*events, strict=True))])
+    late = [event for event in events if event[2] >= since_us]
+    ids = np.ones(whole.tables["watches"].num_rows, np.int64)
+    config = RetrievalExamplesConfig(examples_per_user=2)
+    chosen = choose_labels(whole, ids, BOUNDS, config, 7, since_us)
+    found = events_of(whole, chosen)
+    if not late:
+        assert found == []
+        return
+    (alone,) = shards_of([table(*zip(*late, strict=True))])
+    expected = labels_of(alone, 2, 7)
+    assert found == events_of(alone, expected)
+    np.testing.assert_array_equal(chosen.weights, expected.weights)

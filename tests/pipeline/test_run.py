@@ -58,6 +58,24 @@ def test_a_command_builds_its_own_stages_only(run: Run) -> None:
         other.stage("index", {}, {"model": "new"}, _never)
 
 
+def test_the_newest_version_that_fits_has_these_inputs_and_maybe_more(
+    run: Run,
+) -> None:
+    config: dict = {"index": IndexConfig()}
+    old = run.stage("index", config, {"model": "a"}, _writes("x"))
+    assert run.newest("index", config, {"model": "a"}).path == old.path
+    more = {"model": "a", "earlier": "c"}
+    new = run.stage("index", config, more, _writes("y"))
+    run.stage("index", config, {"model": "b"}, _writes("z"))
+    assert run.newest("index", config, {"model": "a"}).path == new.path
+    assert run.newest("index", config, more).path == new.path
+    with pytest.raises(UsageError, match=r"run `watchnext index .*` first"):
+        run.newest("index", config, {"model": "a", "earlier": "d"})
+    other = {"index": IndexConfig(min_recall=0.5)}
+    with pytest.raises(UsageError, match=r"\(3 for another one\)"):
+        run.newest("index", other, {"model": "a"})
+
+
 def test_metrics_of_all_stages_end_in_one_file(run: Run) -> None:
     run.stage("index", {}, {"model": "1"}, _writes("x"))
     run.stage("index", {}, {"model": "2"}, _writes("xyz"))
@@ -108,6 +126,7 @@ def test_a_work_directory_remembers_its_configuration(run: Run) -> None:
 
 
 def test_every_stage_is_made_by_one_command() -> None:
-    assert {"events", *PREPARED, *DAILY, *LEARNT} == set(COMMANDS)
+    daily = {*DAILY, "recent_examples"}
+    assert {"events", *PREPARED, *daily, *LEARNT} == set(COMMANDS)
     assert LEARNT[0] == "retrieval_model"
     assert LEARNT[-1] == "evaluation"
