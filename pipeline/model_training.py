@@ -104,6 +104,8 @@ class Trainer:
                 config=section,
                 workdir=self._scratch(which, examples, section, variant),
                 strategy=strategy,
+                total_steps=section.epochs
+                * (examples.counts["train_examples"] // section.batch_size),
             )
 
     def _scratch(

@@ -19,6 +19,7 @@ from models.embeddings import local_component
 from models.keras_setup import keras, tf
 from models.optimizers import table_optimizer
 from pipeline.distribution import current_task
+from pipeline.learning_rates import rate_factor
 from pipeline.training_report import TrainingReport
 from schemas.errors import InputError, WatchnextError
 
@@ -58,6 +59,10 @@ class TrainingSection(Protocol):
     def table_learning_rate(self) -> float: ...
     @property
     def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> Literal["constant", "cosine"]: ...
+    @property
+    def warmup_steps(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
     @property
@@ -106,6 +111,7 @@ def train(
     workdir: str,
     strategy: tf.distribute.Strategy,
     progress: bool = True,
+    total_steps: int | None = None,
     stop_after_steps: int | None = None,
 ) -> TrainingResult:
     """Trains until the epochs or the patience run out.
@@ -124,6 +130,7 @@ def train(
         an unfinished one is resumed.
       strategy: how the steps are distributed.
       progress: whether the chief shows progress.
+      total_steps: of all epochs; where `schedule: cosine` ends.
       stop_after_steps: leave with a checkpoint once so many steps are done,
         as if interrupted.
 
@@ -135,7 +142,7 @@ def train(
       WatchnextError: the loss or the metric is not finite, or the metric is
         missing.
     """
-    run = _Run(build_model, config, workdir, strategy)
+    run = _Run(build_model, config, workdir, strategy, total_steps)
     model, state = run.model, run.restore()
     sign = 1.0 if higher_is_better else -1.0
     chief = current_task().is_chief
@@ -175,8 +182,10 @@ class _Run:
         config: TrainingSection,
         workdir: str,
         strategy: tf.distribute.Strategy,
+        total_steps: int | None,
     ) -> None:
         self.config, self.strategy, self._workdir = config, strategy, workdir
+        self._total_steps = total_steps
         self.state = _State()
         # Outside of the strategy: it mirrors no strings.
         self._saved_state = tf.Variable("", dtype=tf.string, trainable=False)
@@ -241,6 +250,7 @@ class _Run:
         state, recent = self.state, []
         for batch in self._local_batches(dataset):
             step = tf.constant(state.step, tf.int64)
+            self._set_rates(state.step)
             recent.append(self._train_step(batch, step))
             state.step += 1
             state.batches += 1
@@ -283,6 +293,11 @@ class _Run:
             old = self._path(f"best-{superseded}")
             for file in tf.io.gfile.glob(f"{old}.*"):
                 tf.io.gfile.remove(file)
+
+    def _set_rates(self, step: int) -> None:
+        factor = rate_factor(self.config, step, self._total_steps)
+        self.tables.learning_rate = self.config.table_learning_rate * factor
+        self.dense.learning_rate = self.config.learning_rate * factor
 
     @contextlib.contextmanager
     def report(self, shown: bool) -> Iterator[TrainingReport]:

@@ -16,6 +16,7 @@ from schemas.simulator_config import SimulatorConfig
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Units = tuple[Positive, ...]
+Pooling = Literal["mean", "sum", "max"]
 
 
 class Section(BaseModel):
@@ -103,6 +104,20 @@ class RankingExamplesConfig(Section):
     lagged_statistics: bool = True
 
 
+class SequenceConfig(Section):
+    """Self-attention over the last watches, part of the query tower."""
+
+    # Watches it looks back, at most `retrieval_examples.history_length`.
+    length: Positive = 50
+    layers: Positive = 2
+    # Each has embedding_dim / heads dimensions.
+    heads: Positive = 2
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    # Learn the next watch of every moment of the history, not of the last
+    # alone: some 50 labels an example.
+    every_moment: bool = True
+
+
 class RetrievalConfig(Section):
     """The candidate generation model (paper, section 3)."""
 
@@ -110,9 +125,13 @@ class RetrievalConfig(Section):
     # Dimensions of the small spaces (region, device, ...) and of tokens.
     token_dim: Positive = 32
     categorical_dim: Positive = 8
-    # Mean bags over the last n watches, all of one table; the paper: [50].
-    recency_bags: Units = (50, 5, 1)
-    # ReLU layers before the query embedding; the paper: halving widths.
+    # Bags over the last n watches, all of one table; the paper: [50].
+    recency_bags: tuple[Positive, ...] = (50, 5, 1)
+    pooling: Pooling = "mean"
+    # A sequence encoder beside the bags, or instead of them.
+    sequence: SequenceConfig | None = None
+    # ReLU layers before the query embedding; the paper: halving widths, and
+    # none at depth 0.
     hidden_units: Units = (256,)
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
@@ -123,6 +142,10 @@ class RetrievalConfig(Section):
     table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "rowwise_adagrad"
     table_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Of both rates, after a linear rise: constant, or half a cosine wave
+    # down to 0 at the end of the last epoch.
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     # Global: shared by all workers.
     batch_size: Positive = 512
     epochs: Positive = 6
@@ -167,6 +190,10 @@ class RankingConfig(Section):
     table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "lazy_adam"
     table_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Of both rates, after a linear rise: constant, or half a cosine wave
+    # down to 0 at the end of the last epoch.
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     # Requests, global.
     batch_size: Positive = 512
     epochs: Positive = 3

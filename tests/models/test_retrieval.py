@@ -88,7 +88,7 @@ def numpy_query(model: RetrievalModel, inputs: dict) -> np.ndarray:
                 ]
             )
         )
-    hidden, output = model.query_tower.layers
+    hidden, output = model.query_tower.tower.layers
     x = np.stack(rows) @ hidden.kernel.numpy() + hidden.bias.numpy()
     return np.maximum(x, 0) @ output.kernel.numpy() + output.bias.numpy()
 
