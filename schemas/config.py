@@ -9,7 +9,7 @@ line. `pipeline/config.py` reads YAML into `Config`.
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.simulator_config import SimulatorConfig
 
@@ -126,7 +126,7 @@ class RetrievalConfig(Section):
     token_dim: Positive = 32
     categorical_dim: Positive = 8
     # Bags over the last n watches, all of one table; the paper: [50].
-    recency_bags: tuple[Positive, ...] = (50, 5, 1)
+    recency_bags: Units = (50, 5, 1)
     pooling: Pooling = "mean"
     # A sequence encoder beside the bags, or instead of them.
     sequence: SequenceConfig | None = None
@@ -154,6 +154,21 @@ class RetrievalConfig(Section):
     # Stop after so many epochs without a better one.
     patience: Positive = 2
     checkpoint_every: Positive = 1000
+
+    @model_validator(mode="after")
+    def _history_is_used(self) -> "RetrievalConfig":
+        if not self.recency_bags and self.sequence is None:
+            raise ValueError(
+                "no `recency_bags` and no `sequence`: the model would not see "
+                "the watch history"
+            )
+        heads = self.sequence.heads if self.sequence else 1
+        if self.embedding_dim % heads:
+            raise ValueError(
+                f"`embedding_dim` ({self.embedding_dim}) must be a multiple "
+                f"of `sequence.heads` ({heads})"
+            )
+        return self
 
 
 class IndexConfig(Section):
