@@ -27,6 +27,8 @@ from schemas.errors import InputError
 from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
 
 AGE, HISTORY = "example_age", "watch_history"
+# ID space of the encoder's own table of videos, where it has one.
+_BESIDE = "video_beside"
 
 Features = Mapping[str, tf.Tensor]
 
@@ -54,10 +56,12 @@ class QueryTower(tf.Module):
         super().__init__(name="query_tower")
         self.config, self.example_age = config, example_age
         self._features = features.select("query")
-        self.embeddings = EmbeddingTables(
-            {s: (sizes[s], self._dim(s)) for s in features.spaces("query")},
-            seed,
-        )
+        sequence = config.sequence
+        self._beside = sequence is not None and sequence.place == "beside"
+        tables = {s: (sizes[s], self._dim(s)) for s in features.spaces("query")}
+        if self._beside:
+            tables[_BESIDE] = tables["video"]
+        self.embeddings = EmbeddingTables(tables, seed)
         self.sequence = _sequence_encoder(self._features, config, seed)
         width = sum(self._width(f) for f in self._features) + int(example_age)
         self.tower = Tower(
@@ -68,6 +72,11 @@ class QueryTower(tf.Module):
             seed,
             name="query_tower",
         )
+
+    @property
+    def num_parts(self) -> int:
+        """Of how many embeddings, each learnt for itself, u is made."""
+        return 2 if self._beside else 1
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
@@ -115,17 +124,17 @@ class QueryTower(tf.Module):
         training: bool,
         step: tf.Tensor | int,
     ) -> tf.Tensor:
-        """float32 [B, moments, D]."""
+        """float32 [B, moments, D]; D of each part, one after the other."""
         index = features.get(EXAMPLE_INDEX)
         first_row = 0 if index is None else index[0]
-        parts = []
+        parts, encoded = [], []
         for feature in self._features:
             values = features[feature.name]
             if feature.name == HISTORY:
                 parts += self._bags(values, moments)
                 if self.sequence is not None:
-                    encoded = self._encoded(values, training, step, first_row)
-                    parts.append(encoded[:, :moments])
+                    each = self._encoded(values, training, step, first_row)
+                    encoded.append(each[:, :moments])
                 continue
             part = self._part(feature, values)[:, None]
             parts.append(_at_moments(part, moments, feature.kind != "bag"))
@@ -134,12 +143,15 @@ class QueryTower(tf.Module):
             if age is None:
                 age = tf.zeros(tf.shape(parts[0])[:1])
             parts.append(_at_moments(age[:, None, None], moments, True))
-        return self.tower(
+        if not self._beside:
+            parts, encoded = parts + encoded, []
+        towered = self.tower(
             tf.concat(parts, axis=2),
             training=training,
             step=step,
             first_row=first_row,
         )
+        return tf.concat([towered, *encoded], axis=2)
 
     def _encoded(
         self,
@@ -150,8 +162,9 @@ class QueryTower(tf.Module):
     ) -> tf.Tensor:
         assert self.sequence is not None
         history = history[:, : self.sequence.length]
+        space = _BESIDE if self._beside else "video"
         return self.sequence(
-            self.embeddings.lookup("video", history),
+            self.embeddings.lookup(space, history),
             tf.cast(history > 0, tf.float32),
             training=training,
             step=step,
@@ -192,8 +205,9 @@ class QueryTower(tf.Module):
         if feature.space is None:
             return CONTINUOUS_WIDTH
         if feature.name == HISTORY:
-            encoder = self.config.embedding_dim if self.sequence else 0
-            return self._width_of_bags + encoder
+            inside = self.sequence is not None and not self._beside
+            encoded = self.config.embedding_dim if inside else 0
+            return self._width_of_bags + encoded
         return self._dim(feature.space)
 
     def _dim(self, space: str) -> int:

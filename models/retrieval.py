@@ -59,7 +59,7 @@ class RetrievalModel(tfrs.Model):
         self.embeddings = self.query_tower.embeddings
         videos = self._sizes["video"]
         self.output_embeddings = initial_table(
-            videos, config.embedding_dim, seed, "output", scale=0.05
+            videos, self._dim, seed, "output", scale=0.05
         )
         self.output_biases = tf.Variable(tf.zeros([videos + 1]), name="biases")
         self.sampler = Sampler(
@@ -101,9 +101,11 @@ class RetrievalModel(tfrs.Model):
     def candidates(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns all videos' output embeddings [V, D] and biases [V].
 
-        Row i belongs to id i + 1.
+        Row i belongs to id i + 1. Of several parts the scores add up, and
+        each part's has the bias.
         """
-        return self.output_embeddings[1:], self.output_biases[1:]
+        parts = self.query_tower.num_parts
+        return self.output_embeddings[1:], parts * self.output_biases[1:]
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -133,10 +135,19 @@ class RetrievalModel(tfrs.Model):
             zeros = tf.zeros_like(negatives.log_expected)
             negatives = Negatives(negatives.ids, zeros)
             expected = tf.zeros_like(expected)
-        losses = sampled_softmax_loss(
-            queries, labels, negatives, self._outputs, expected
-        )
-        total = tf.reduce_sum(weights * losses)
+        rows, biases = self._outputs(tf.concat([labels, negatives.ids], 0))
+        total = 0.0
+        for query, part in zip(
+            self._split(queries), self._split(rows), strict=True
+        ):
+            losses = sampled_softmax_loss(
+                query,
+                labels,
+                negatives,
+                lambda _, part=part: (part, biases),
+                expected,
+            )
+            total += tf.reduce_sum(weights * losses)
         return total / global_batch_size, {}
 
     def full_softmax_loss(
@@ -152,12 +163,16 @@ class RetrievalModel(tfrs.Model):
         Its cost grows with V; takes and returns what `compute_loss` does.
         """
         queries, labels, weights = self._cases(inputs, training, step)
-        embeddings, biases = self.candidates()
-        logits = tf.matmul(queries, embeddings, transpose_b=True) + biases
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels - 1, logits
-        )
-        total = tf.reduce_sum(weights * losses)
+        rows, biases = self.output_embeddings[1:], self.output_biases[1:]
+        total = 0.0
+        for query, part in zip(
+            self._split(queries), self._split(rows), strict=True
+        ):
+            logits = tf.matmul(query, part, transpose_b=True) + biases
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels - 1, logits
+            )
+            total += tf.reduce_sum(weights * losses)
         return total / global_batch_size, {}
 
     def save(self, folder: str) -> None:  # type: ignore[override]
@@ -221,10 +236,19 @@ class RetrievalModel(tfrs.Model):
         weights = weights[:, None] * tf.cast(labels > 0, tf.float32)
         weights /= sequence.length
         return (
-            tf.reshape(queries, [-1, self.config.embedding_dim]),
+            tf.reshape(queries, [-1, self._dim]),
             tf.reshape(tf.maximum(labels, 1), [-1]),
             tf.reshape(weights, [-1]),
         )
+
+    @property
+    def _dim(self) -> int:
+        """D, of all parts together."""
+        return self.query_tower.num_parts * self.config.embedding_dim
+
+    def _split(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
+        """[n, D] -> what each part learns with."""
+        return tf.split(embeddings, self.query_tower.num_parts, axis=1)
 
     def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         table = local_component(self.output_embeddings)

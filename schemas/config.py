@@ -86,6 +86,9 @@ class RetrievalExamplesConfig(Section):
 
     # N: how many labels a user may contribute; null takes all of them.
     examples_per_user: Positive | None = 20
+    # Take every so many of a user's watches, back from the latest: where each
+    # moment of the history is learnt, examples overlap.
+    label_stride: Positive = 1
     # Weigh a user with fewer labels by N / emitted: users count equally.
     equal_user_weights: bool = True
     history_length: Positive = 50
@@ -116,6 +119,10 @@ class SequenceConfig(Section):
     # Learn the next watch of every moment of the history, not of the last
     # alone: some 50 labels an example.
     every_moment: bool = True
+    # `input`: its output is one more input of the tower. `beside`: encoder
+    # and tower, with embeddings of their own, each learn the next watch; a
+    # video's score is the sum of both, still one dot product.
+    place: Literal["input", "beside"] = "input"
 
 
 class RetrievalConfig(Section):
