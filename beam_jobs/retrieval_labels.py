@@ -63,7 +63,8 @@ def choose_labels(
     """Chooses up to N training labels of each user.
 
     A label is a completed, dated watch of the training part that ended in it,
-    of a video in the vocabulary. Of more than N, those with the smallest hash
+    of a video in the vocabulary; with a `label_stride`, every so many of a
+    user's, the latest among them. Of more than N, those with the smallest hash
     of (seed, user, video, time) are taken: a draw without replacement that
     nothing but the watches themselves decides.
 
@@ -84,7 +85,8 @@ def choose_labels(
     known = rows[ids[rows] > 0]
     users = shard.user_codes["watches"][known]
     priority = label_priority(shard, known, seed)
-    chosen, weights = draw_labels(users, priority, config)
+    times_us = shard.times_us("watches")[known]
+    chosen, weights = draw_labels(users, times_us, priority, config)
     labels = known[chosen]
     return Labels(labels, ids[labels], weights, rows.size - known.size)
 
@@ -101,29 +103,43 @@ def label_priority(shard: UserShard, rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def draw_labels(
-    users: np.ndarray, priority: np.ndarray, config: RetrievalExamplesConfig
+    users: np.ndarray,
+    times_us: np.ndarray,
+    priority: np.ndarray,
+    config: RetrievalExamplesConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Takes the up to N labels of each user with the smallest priorities.
 
     Args:
       users: int64 [n] codes of the labels' users, in the order of their ids.
+      times_us: int64 [n], of the labels.
       priority: uint64 [n]; equal ones are taken in the order of the rows.
-      config: N (`examples_per_user`) and the weights.
+      config: N (`examples_per_user`), `label_stride` and the weights.
 
     Returns:
       chosen: int64 [E], rows in the order of the priorities.
       weights: float32 [E].
     """
-    order = np.lexsort((priority, users))
-    first = np.searchsorted(users[order], users[order], side="left")
+    rows = np.arange(users.size)
+    if config.label_stride > 1:
+        latest_first = np.lexsort((priority, -times_us, users))
+        behind = _position(users[latest_first])
+        rows = np.sort(latest_first[behind % config.label_stride == 0])
+    order = rows[np.lexsort((priority[rows], users[rows]))]
     limit = config.examples_per_user or users.size
-    chosen = order[np.arange(order.size) - first < limit]
+    chosen = order[_position(users[order]) < limit]
     chosen = chosen[np.argsort(priority[chosen], kind="stable")]
     weights = np.ones(chosen.size, np.float32)
     if config.equal_user_weights and config.examples_per_user:
         emitted = np.bincount(users[chosen])[users[chosen]]
         weights = (config.examples_per_user / emitted).astype(np.float32)
     return chosen, weights
+
+
+def _position(groups: np.ndarray) -> np.ndarray:
+    """Place of each element in its group of equal, ascending values."""
+    first = np.searchsorted(groups, groups, side="left")
+    return np.arange(groups.size) - first
 
 
 def choose_cases(shard: UserShard, ids: np.ndarray, part: PartName) -> Cases:

@@ -153,7 +153,10 @@ class _WriteShard(beam.DoFn):
         known = ended[ids[ended] > 0]
         users = _ranks(rows.column("user_id"))[known]
         priority = rows.column("priority").to_numpy()[known]
-        chosen, weights = draw_labels(users, priority, self._builder.config)
+        times_us = rows.column("label_time_us").to_numpy()[known]
+        chosen, weights = draw_labels(
+            users, times_us, priority, self._builder.config
+        )
         labels = known[chosen]
         return Labels(labels, ids[labels], weights, ended.size - known.size)
 

@@ -8,32 +8,19 @@ history. P(video) is the softmax of u.v + b over the corpus.
 from collections.abc import Mapping
 from typing import Any
 
-from models.embeddings import EmbeddingTables, initial_table, local_component
-from models.inputs import EXAMPLE_INDEX
+from models.embeddings import initial_table, local_component
 from models.keras_setup import tf, tfrs
+from models.query_tower import HISTORY, QueryTower
 from models.sampling import Negatives, Sampler, sampled_softmax_loss
 from models.saved_weights import read_weights, reading_model, write_model
-from models.towers import Tower
 from schemas.config import RetrievalConfig
-from schemas.features import (
-    CONTINUOUS_WIDTH,
-    FIXED_SPACES,
-    Feature,
-    FeatureSet,
-    from_json,
-    to_json,
-)
+from schemas.features import FIXED_SPACES, FeatureSet, from_json, to_json
 
-LABEL, WEIGHT, AGE = "label", "example_weight", "example_age"
+LABEL, WEIGHT = "label", "example_weight"
 
 
 class RetrievalModel(tfrs.Model):
     """The query tower and the candidates' embeddings.
-
-    Tower input, side by side: means over the last n watches for each n of
-    `recency_bags` (all from one table), the mean of the search tokens and of
-    other lists, categorical embeddings, continuous values (x~, x~^2, sqrt(x~),
-    is missing) and, if on, the example age.
 
     Args:
       features: as declared; those of scope `query` are used.
@@ -58,7 +45,6 @@ class RetrievalModel(tfrs.Model):
         super().__init__(name="retrieval")
         self.features, self.config, self.seed = features, config, seed
         self.example_age = example_age
-        self._query_features = features.select("query")
         self._sizes = {**FIXED_SPACES, **sizes}
         spaces = features.spaces("query")
         unknown = sorted(set(spaces) - set(self._sizes))
@@ -67,21 +53,13 @@ class RetrievalModel(tfrs.Model):
                 "Expected a vocabulary size of at least 1 for 'video' and one "
                 f"for each of {', '.join(spaces)}; received {dict(sizes)}."
             )
-        self.embeddings = EmbeddingTables(
-            {s: (self._sizes[s], self._dim(s)) for s in spaces}, seed
+        self.query_tower = QueryTower(
+            features, self._sizes, config, seed, example_age=example_age
         )
-        self.query_tower = Tower(
-            sum(self._width(f) for f in self._query_features)
-            + int(example_age),
-            (*config.hidden_units, config.embedding_dim),
-            config.output_activation,
-            config.dropout,
-            seed,
-            name="query_tower",
-        )
+        self.embeddings = self.query_tower.embeddings
         videos = self._sizes["video"]
         self.output_embeddings = initial_table(
-            videos, config.embedding_dim, seed, "output", scale=0.05
+            videos, self._dim, seed, "output", scale=0.05
         )
         self.output_biases = tf.Variable(tf.zeros([videos + 1]), name="biases")
         self.sampler = Sampler(
@@ -97,7 +75,7 @@ class RetrievalModel(tfrs.Model):
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
         """Variables that every step updates as a whole."""
-        return tuple(self.query_tower.trainable_variables)
+        return self.query_tower.dense_variables
 
     def query_embedding(
         self,
@@ -118,26 +96,16 @@ class RetrievalModel(tfrs.Model):
         Returns:
           float32 [B, D].
         """
-        parts = [self._part(f, features[f.name]) for f in self._query_features]
-        if self.example_age:
-            age = features.get(AGE)
-            if age is None:
-                age = tf.zeros(tf.shape(parts[0])[:1])
-            parts.append(age[:, None])
-        index = features.get(EXAMPLE_INDEX)
-        return self.query_tower(
-            tf.concat(parts, axis=1),
-            training=training,
-            step=step,
-            first_row=0 if index is None else index[0],
-        )
+        return self.query_tower(features, training=training, step=step)
 
     def candidates(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns all videos' output embeddings [V, D] and biases [V].
 
-        Row i belongs to id i + 1.
+        Row i belongs to id i + 1. Of several parts the scores add up, and
+        each part's has the bias.
         """
-        return self.output_embeddings[1:], self.output_biases[1:]
+        parts = self.query_tower.num_parts
+        return self.output_embeddings[1:], parts * self.output_biases[1:]
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -161,19 +129,25 @@ class RetrievalModel(tfrs.Model):
           no further metrics.
         """
         negatives = self.sampler.draw(step)
-        expected = self.sampler.log_expected(inputs[LABEL])
+        queries, labels, weights = self._cases(inputs, training, step)
+        expected = self.sampler.log_expected(labels)
         if not self.config.logq_correction:
             zeros = tf.zeros_like(negatives.log_expected)
             negatives = Negatives(negatives.ids, zeros)
             expected = tf.zeros_like(expected)
-        losses = sampled_softmax_loss(
-            self.query_embedding(inputs, training=training, step=step),
-            inputs[LABEL],
-            negatives,
-            self._outputs,
-            expected,
-        )
-        total = tf.reduce_sum(inputs[WEIGHT] * losses)
+        rows, biases = self._outputs(tf.concat([labels, negatives.ids], 0))
+        total = 0.0
+        for query, part in zip(
+            self._split(queries), self._split(rows), strict=True
+        ):
+            losses = sampled_softmax_loss(
+                query,
+                labels,
+                negatives,
+                lambda _, part=part: (part, biases),
+                expected,
+            )
+            total += tf.reduce_sum(weights * losses)
         return total / global_batch_size, {}
 
     def full_softmax_loss(
@@ -188,13 +162,17 @@ class RetrievalModel(tfrs.Model):
 
         Its cost grows with V; takes and returns what `compute_loss` does.
         """
-        queries = self.query_embedding(inputs, training=training, step=step)
-        embeddings, biases = self.candidates()
-        logits = tf.matmul(queries, embeddings, transpose_b=True) + biases
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            inputs[LABEL] - 1, logits
-        )
-        total = tf.reduce_sum(inputs[WEIGHT] * losses)
+        queries, labels, weights = self._cases(inputs, training, step)
+        rows, biases = self.output_embeddings[1:], self.output_biases[1:]
+        total = 0.0
+        for query, part in zip(
+            self._split(queries), self._split(rows), strict=True
+        ):
+            logits = tf.matmul(query, part, transpose_b=True) + biases
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels - 1, logits
+            )
+            total += tf.reduce_sum(weights * losses)
         return total / global_batch_size, {}
 
     def save(self, folder: str) -> None:  # type: ignore[override]
@@ -228,39 +206,49 @@ class RetrievalModel(tfrs.Model):
 
     def _parts(self) -> dict[str, tf.Module | tf.Variable]:
         return {
-            "embeddings": self.embeddings,
             "query_tower": self.query_tower,
             "output_embeddings": self.output_embeddings,
             "output_biases": self.output_biases,
         }
 
-    def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
-        """A feature's share of the tower's input, [B, width]."""
-        if feature.kind == "continuous":
-            return values
-        assert feature.space is not None  # Feature's own invariant.
-        if feature.kind == "categorical":
-            return self.embeddings.lookup(feature.space, values)
-        if feature.name != "watch_history":
-            return self.embeddings.mean_bag(feature.space, values)
-        bags = self.embeddings.mean_bags(
-            feature.space, values, self.config.recency_bags
+    def _cases(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        training: bool,
+        step: tf.Tensor | int,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Queries [n, D], labels [n] and weights [n] to learn from.
+
+        n is B, or B L if each moment of the history is learnt: a moment's
+        label is the watch after it, and it weighs 1 / L of its example.
+        """
+        labels, weights = inputs[LABEL], inputs[WEIGHT]
+        sequence = self.config.sequence
+        if sequence is None or not sequence.every_moment:
+            queries = self.query_embedding(inputs, training=training, step=step)
+            return queries, labels, weights
+        queries = self.query_tower.of_each_moment(
+            inputs, training=training, step=step
         )
-        return tf.reshape(bags, [-1, self._width(feature)])
+        later = inputs[HISTORY][:, : sequence.length - 1]
+        labels = tf.concat([labels[:, None], later], axis=1)
+        # An unknown watch teaches nothing, as in the examples' own labels.
+        weights = weights[:, None] * tf.cast(labels > 0, tf.float32)
+        weights /= sequence.length
+        return (
+            tf.reshape(queries, [-1, self._dim]),
+            tf.reshape(tf.maximum(labels, 1), [-1]),
+            tf.reshape(weights, [-1]),
+        )
 
-    def _width(self, feature: Feature) -> int:
-        if feature.space is None:
-            return CONTINUOUS_WIDTH
-        recency = feature.name == "watch_history"
-        bags = len(self.config.recency_bags) if recency else 1
-        return bags * self._dim(feature.space)
+    @property
+    def _dim(self) -> int:
+        """D, of all parts together."""
+        return self.query_tower.num_parts * self.config.embedding_dim
 
-    def _dim(self, space: str) -> int:
-        special = {
-            "video": self.config.embedding_dim,
-            "token": self.config.token_dim,
-        }
-        return special.get(space, self.config.categorical_dim)
+    def _split(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
+        """[n, D] -> what each part learns with."""
+        return tf.split(embeddings, self.query_tower.num_parts, axis=1)
 
     def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         table = local_component(self.output_embeddings)

@@ -94,13 +94,26 @@ class Tower(tf.Module):
         outputs = inputs
         for i, layer in enumerate(self.layers):
             outputs = layer(outputs)
-            if training and self.dropout and i < len(self.layers) - 1:
-                uniform = row_uniform(
-                    tf.shape(outputs), (self._seed, step, i), first_row
-                )
-                kept = tf.cast(uniform >= self.dropout, tf.float32)
-                outputs *= kept / (1.0 - self.dropout)
+            if training and i < len(self.layers) - 1:
+                key = (self._seed, step, i)
+                outputs = dropped(outputs, self.dropout, key, first_row)
         return outputs
+
+
+def dropped(
+    values: tf.Tensor,
+    rate: float,
+    key: tuple[tf.Tensor | int, tf.Tensor | int, tf.Tensor | int],
+    first_row: tf.Tensor | int,
+) -> tf.Tensor:
+    """Inverted dropout: values float32 [B, ...] at the rate in [0, 1).
+
+    `key` and `first_row` name what is dropped, as in `row_uniform`.
+    """
+    if not rate:
+        return values
+    kept = row_uniform(tf.shape(values), key, first_row) >= rate
+    return values * tf.cast(kept, tf.float32) / (1.0 - rate)
 
 
 def row_uniform(

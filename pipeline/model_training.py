@@ -78,11 +78,12 @@ class Trainer:
             section = gentler(section)
         keys = self._keys(which, "train")
         trained_on = recent or examples
+        records = trained_on.records("train-")
         start = WarmStart.read(earlier.path) if earlier else None
 
         def batches(epoch: int, skip: int) -> tf.data.Dataset:
             return training_dataset(
-                trained_on.records("train-"),
+                records,
                 keys,
                 section.batch_size,
                 padded_lengths=max_lengths(self.data.features),
@@ -126,6 +127,8 @@ class Trainer:
                     earlier.fingerprint() if earlier else None,
                 ),
                 strategy=strategy,
+                total_steps=section.epochs
+                * (sum(records.values()) // section.batch_size),
             )
 
     def _scratch(

@@ -20,6 +20,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.interruption import Interrupted, SignalWatch
+from pipeline.learning_rates import rate_factor
 from pipeline.training_report import TrainingReport
 from pipeline.workers_health import naming_lost_workers
 from schemas.errors import InputError, WatchnextError
@@ -63,6 +64,10 @@ class TrainingSection(Protocol):
     def table_learning_rate(self) -> float: ...
     @property
     def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> Literal["constant", "cosine"]: ...
+    @property
+    def warmup_steps(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
     @property
@@ -112,6 +117,7 @@ def train(
     workdir: str,
     strategy: tf.distribute.Strategy,
     progress: bool = True,
+    total_steps: int | None = None,
     stop_after_steps: int | None = None,
 ) -> TrainingResult:
     """Trains until the epochs or the patience run out.
@@ -130,6 +136,7 @@ def train(
         an unfinished one is resumed.
       strategy: how the steps are distributed.
       progress: whether the chief shows progress.
+      total_steps: of all epochs; where `schedule: cosine` ends.
       stop_after_steps: leave with a checkpoint once so many steps are done,
         as if interrupted.
 
@@ -147,7 +154,9 @@ def train(
     sign = 1.0 if higher_is_better else -1.0
     with SignalWatch() as signals:
         with naming_lost_workers():
-            run = _Run(build_model, config, workdir, strategy, signals)
+            run = _Run(
+                build_model, config, workdir, strategy, signals, total_steps
+            )
             model, state = run.model, run.restore()
             with run.report(progress and current_task().is_chief) as report:
                 while not state.finished:
@@ -176,8 +185,10 @@ class _Run:
         workdir: str,
         strategy: tf.distribute.Strategy,
         signals: SignalWatch,
+        total_steps: int | None,
     ) -> None:
         self.config, self.strategy, self._workdir = config, strategy, workdir
+        self._total_steps = total_steps
         self.state = _State()
         self._signals, self._told_to_stop = signals, False
         self._metrics: list[str] = []
@@ -274,6 +285,7 @@ class _Run:
         state, recent = self.state, []
         for batch in self._local_batches(dataset):
             step = tf.constant(state.step, tf.int64)
+            self._set_rates(state.step)
             told = tf.constant(float(self._signals.received is not None))
             recent.append(self._train_step(batch, step, told))
             state.step += 1
@@ -319,6 +331,11 @@ class _Run:
         state.epoch += 1
         state.batches, state.loss_sum = 0, 0.0
         self._save()
+
+    def _set_rates(self, step: int) -> None:
+        factor = rate_factor(self.config, step, self._total_steps)
+        self.tables.learning_rate = self.config.table_learning_rate * factor
+        self.dense.learning_rate = self.config.learning_rate * factor
 
     @contextlib.contextmanager
     def report(self, shown: bool) -> Iterator[TrainingReport]:

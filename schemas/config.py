@@ -9,13 +9,14 @@ line. `pipeline/config.py` reads YAML into `Config`.
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.simulator_config import SimulatorConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Units = tuple[Positive, ...]
+Pooling = Literal["mean", "sum", "max"]
 
 
 class Section(BaseModel):
@@ -85,6 +86,9 @@ class RetrievalExamplesConfig(Section):
 
     # N: how many labels a user may contribute; null takes all of them.
     examples_per_user: Positive | None = 20
+    # Take every so many of a user's watches, back from the latest: where each
+    # moment of the history is learnt, examples overlap.
+    label_stride: Positive = 1
     # Weigh a user with fewer labels by N / emitted: users count equally.
     equal_user_weights: bool = True
     history_length: Positive = 50
@@ -103,6 +107,24 @@ class RankingExamplesConfig(Section):
     lagged_statistics: bool = True
 
 
+class SequenceConfig(Section):
+    """Self-attention over the last watches, part of the query tower."""
+
+    # Watches it looks back, at most `retrieval_examples.history_length`.
+    length: Positive = 50
+    layers: Positive = 2
+    # Each has embedding_dim / heads dimensions.
+    heads: Positive = 2
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    # Learn the next watch of every moment of the history, not of the last
+    # alone: some 50 labels an example.
+    every_moment: bool = True
+    # `input`: its output is one more input of the tower. `beside`: encoder
+    # and tower, with embeddings of their own, each learn the next watch; a
+    # video's score is the sum of both, still one dot product.
+    place: Literal["input", "beside"] = "input"
+
+
 class RetrievalConfig(Section):
     """The candidate generation model (paper, section 3)."""
 
@@ -110,9 +132,13 @@ class RetrievalConfig(Section):
     # Dimensions of the small spaces (region, device, ...) and of tokens.
     token_dim: Positive = 32
     categorical_dim: Positive = 8
-    # Mean bags over the last n watches, all of one table; the paper: [50].
+    # Bags over the last n watches, all of one table; the paper: [50].
     recency_bags: Units = (50, 5, 1)
-    # ReLU layers before the query embedding; the paper: halving widths.
+    pooling: Pooling = "mean"
+    # A sequence encoder beside the bags, or instead of them.
+    sequence: SequenceConfig | None = None
+    # ReLU layers before the query embedding; the paper: halving widths, and
+    # none at depth 0.
     hidden_units: Units = (256,)
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
@@ -127,6 +153,10 @@ class RetrievalConfig(Section):
     # and Adagrad's first step of a row is as long as the rate, whatever the
     # gradient. At full rates a day's examples undo what the weights knew.
     warm_start_rate_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    # Of both rates, after a linear rise: constant, or half a cosine wave
+    # down to 0 at the end of the last epoch.
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     # Global: shared by all workers.
     batch_size: Positive = 512
     # Equal parts that the files are cut into, each with a part of every
@@ -139,6 +169,21 @@ class RetrievalConfig(Section):
     # Stop after so many epochs without a better one.
     patience: Positive = 2
     checkpoint_every: Positive = 1000
+
+    @model_validator(mode="after")
+    def _history_is_used(self) -> "RetrievalConfig":
+        if not self.recency_bags and self.sequence is None:
+            raise ValueError(
+                "no `recency_bags` and no `sequence`: the model would not see "
+                "the watch history"
+            )
+        heads = self.sequence.heads if self.sequence else 1
+        if self.embedding_dim % heads:
+            raise ValueError(
+                f"`embedding_dim` ({self.embedding_dim}) must be a multiple "
+                f"of `sequence.heads` ({heads})"
+            )
+        return self
 
 
 class IndexConfig(Section):
@@ -175,6 +220,10 @@ class RankingConfig(Section):
     table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "lazy_adam"
     table_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Of both rates, after a linear rise: constant, or half a cosine wave
+    # down to 0 at the end of the last epoch.
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     # Requests, global.
     batch_size: Positive = 512
     # See `retrieval.lanes`.

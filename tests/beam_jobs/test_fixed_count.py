@@ -96,6 +96,25 @@ def choice(
     return found
 
 
+@pytest.mark.parametrize("count", [None, 2])
+def test_a_stride_takes_every_third_back_from_the_latest(
+    count: int | None,
+) -> None:
+    times = {"ann": [9, 1, 4, 7, 2, 8, 3], "bo": [5, 6]}
+    rows = [(u, f"v{t}", t) for u, some in times.items() for t in some]
+    [shard] = shards_of([table(*zip(*rows, strict=True))])
+    config = RetrievalExamplesConfig(examples_per_user=count, label_stride=3)
+    ids = np.ones(len(rows), np.int64)
+    labels = choose_labels(shard, ids, BOUNDS, config, seed=0)
+    found: dict[str, list[int]] = {"ann": [], "bo": []}
+    for user, _, time in events_of(shard, labels):
+        found[user].append(time)
+    # Ann's are 9 8 7 4 3 2 1, latest first.
+    assert found["bo"] == [6]
+    assert set(found["ann"]) <= {9, 4, 1}
+    assert len(found["ann"]) == (count or 3)
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["ann", "bo", "cy"]),

@@ -27,6 +27,7 @@ from schemas.config import (
     RankingExamplesConfig,
     RetrievalConfig,
     RetrievalExamplesConfig,
+    SequenceConfig,
 )
 from schemas.events import EventSchema, ExtraColumn
 from schemas.features import FIXED_SPACES, feature_set
@@ -167,7 +168,12 @@ def world(tmp_path_factory):
     retrieval = RetrievalModel(
         features,
         sizes,
-        RetrievalConfig(embedding_dim=4, hidden_units=(8,)),
+        RetrievalConfig(
+            embedding_dim=4,
+            hidden_units=(8,),
+            # Shorter than the request's history.
+            sequence=SequenceConfig(length=3, layers=1),
+        ),
         seed=1,
         example_age=True,
     )

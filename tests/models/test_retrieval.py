@@ -7,7 +7,7 @@ import pytest
 
 from models.keras_setup import tf
 from models.retrieval import RetrievalModel
-from schemas.config import RetrievalConfig
+from schemas.config import RetrievalConfig, SequenceConfig
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
 
@@ -88,7 +88,7 @@ def numpy_query(model: RetrievalModel, inputs: dict) -> np.ndarray:
                 ]
             )
         )
-    hidden, output = model.query_tower.layers
+    hidden, output = model.query_tower.tower.layers
     x = np.stack(rows) @ hidden.kernel.numpy() + hidden.bias.numpy()
     return np.maximum(x, 0) @ output.kernel.numpy() + output.bias.numpy()
 
@@ -146,6 +146,48 @@ def test_compute_loss_equals_numpy_on_the_sampler_s_draw() -> None:
     assert abs(float(other) - total / 32) > 1e-3
 
 
+SEQUENCE = SequenceConfig(length=6, layers=1, heads=2, dropout=0.0)
+
+
+def test_the_loss_of_every_moment_is_that_of_the_history_rolled_back() -> None:
+    model, inputs = build(sequence=SEQUENCE), batch()
+    alone = RetrievalModel(
+        FEATURES,
+        SIZES,
+        model.config.model_copy(
+            update={
+                "sequence": SEQUENCE.model_copy(update={"every_moment": False})
+            }
+        ),
+        seed=3,
+        example_age=True,
+    )
+    alone.output_biases.assign(model.output_biases)
+    history, labels = inputs["watch_history"].numpy(), inputs["label"].numpy()
+    total = 0.0
+    for j in range(6):
+        # Moment j as an example of its own: its label is the watch after it,
+        # searches are not known yet, and an unknown label teaches nothing.
+        label = history[:, j - 1] if j else labels
+        rolled = np.pad(history[:, j:], [(0, 0), (0, j)], constant_values=-1)
+        tokens = inputs["search_tokens"]
+        before = {
+            **inputs,
+            "watch_history": tf.constant(rolled),
+            "search_tokens": tf.fill(tokens.shape, tf.constant(-1, tf.int64))
+            if j
+            else tokens,
+            "label": tf.constant(np.maximum(label, 1)),
+            "example_weight": inputs["example_weight"]
+            * tf.constant(label > 0, tf.float32),
+        }
+        total += alone.compute_loss(before, step=17, global_batch_size=8)[0]
+    found, _ = model.compute_loss(inputs, step=17, global_batch_size=8)
+    np.testing.assert_allclose(found, total / 6, rtol=1e-5)
+    full, _ = model.full_softmax_loss(inputs, global_batch_size=8)
+    assert abs(float(full) - float(found)) > 1e-3
+
+
 def test_with_many_uniform_draws_the_loss_is_the_full_one() -> None:
     inputs = batch()
     model = build(num_negatives=200_000, sampler="uniform")
@@ -175,8 +217,12 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
-def test_sparse_gradients_for_all_tables_and_none_for_row_0() -> None:
-    model, inputs = build(), batch()
+@pytest.mark.parametrize("sequence", [None, SEQUENCE])
+@pytest.mark.parametrize("pooling", ["mean", "sum", "max"])
+def test_sparse_gradients_for_all_tables_and_none_for_row_0(
+    pooling: str, sequence: SequenceConfig | None
+) -> None:
+    model, inputs = build(pooling=pooling, sequence=sequence), batch()
     with tf.GradientTape() as tape:
         loss, _ = model.compute_loss(inputs, step=1, global_batch_size=8)
     for gradient in tape.gradient(loss, model.table_variables):
@@ -186,8 +232,33 @@ def test_sparse_gradients_for_all_tables_and_none_for_row_0() -> None:
     assert names == {v.ref() for v in model.trainable_variables}
 
 
-def test_saving_and_loading(tmp_path: Path) -> None:
-    model, inputs = build(), batch()
+def test_xla_compiles_the_loss_of_every_moment() -> None:
+    model, inputs = build(sequence=SEQUENCE, pooling="max"), batch()
+    # Drawn outside: XLA would draw other numbers.
+    draw = model.sampler.draw(17)
+    model.sampler.draw = lambda _: draw
+
+    @tf.function(jit_compile=True)
+    def gradients() -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            loss, _ = model.compute_loss(inputs, step=17, global_batch_size=8)
+        return loss, tape.gradient(loss, model.dense_variables)
+
+    compiled, found = gradients()
+    with tf.GradientTape() as tape:
+        loss, _ = model.compute_loss(inputs, step=17, global_batch_size=8)
+    np.testing.assert_allclose(compiled, loss, rtol=1e-5)
+    expected = tape.gradient(loss, model.dense_variables)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert np.any(other)
+
+
+@pytest.mark.parametrize("sequence", [None, SEQUENCE])
+def test_saving_and_loading(
+    tmp_path: Path, sequence: SequenceConfig | None
+) -> None:
+    model, inputs = build(sequence=sequence), batch()
     folder = str(tmp_path / "model")
     model.save(folder)
     loaded = RetrievalModel.load(folder)

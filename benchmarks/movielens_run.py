@@ -1,0 +1,73 @@
+"""Prepares, trains and evaluates one configuration of MovieLens-1M.
+
+Stages that are there already are found again, and a training that was stopped
+is resumed: the second run of a seed is over at once.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import stages
+from pipeline.config import load_config
+from pipeline.model_stages import ModelStages
+from pipeline.run import LEARNT, Run
+from schemas.artifacts import ArtifactStore
+
+# Evaluation's own oracle would train a second model.
+_ALWAYS = ("evaluation.full_softmax_oracle=false",)
+
+
+def measured(run: Run, record: Path) -> dict[str, Any]:
+    """Metrics, epochs and seconds of a configuration.
+
+    Args:
+      run: of the configuration.
+      record: where the cost of the training is kept, which happens once.
+    """
+    events = stages.make_events(run)
+    stages.prepare(run, events)
+    model_stages = ModelStages(run.building(*LEARNT), events=events)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    model = model_stages.retrieval_model()
+    if not record.exists():
+        cost = {
+            "training_s": time.perf_counter() - started,
+            "training_cpu_s": time.process_time() - cpu_started,
+        }
+        record.write_text(json.dumps(cost))
+    history = json.loads(Path(model.file("history.json")).read_text())
+    metrics = model_stages.evaluation().metrics
+    return {
+        "metrics": {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith(("retrieval.", "baselines."))
+        },
+        "best_epoch": model.counts["best_epoch"],
+        "epochs": len(history),
+        "valid": history[model.counts["best_epoch"] - 1],
+        "examples": model_stages.data.retrieval_examples().counts[
+            "train_examples"
+        ],
+        **json.loads(record.read_text()),
+    }
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--name", required=True, help="Of the cost's file.")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    args = parser.parse_args()
+    config = load_config(args.config, [*args.overrides, *_ALWAYS])
+    run = Run(config, ArtifactStore(str(args.workdir)))
+    print(json.dumps(measured(run, args.workdir / f"{args.name}.json")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""What is known of a user -> the query embedding u (paper, section 3.2).
+
+In go the transform graph's query features, out comes u [B, D]. The tower's
+input is, side by side: pooled bags over the last n watches for each n of
+`recency_bags` (all of one table), optionally a self-attention encoding of the
+last watches, the mean of the search tokens and of other lists, categorical
+embeddings, continuous values (x~, x~^2, sqrt(x~), is missing) and, if on, the
+example age. Depth 0, no hidden layer, is one linear layer; the paper's deepest
+network is 2048-1024-512-256 (section 3.5).
+
+A history has many moments: before the watch j there was the next watch j - 1.
+With a sequence encoder each of them can be trained, at little more than the
+cost of the last one (`of_each_moment`).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from models.embeddings import EmbeddingTables
+from models.inputs import EXAMPLE_INDEX
+from models.keras_setup import tf
+from models.sequence_encoder import SequenceEncoder
+from models.towers import Tower
+from schemas.config import Pooling, RetrievalConfig
+from schemas.errors import InputError
+from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
+
+AGE, HISTORY = "example_age", "watch_history"
+# ID space of the encoder's own table of videos, where it has one.
+_BESIDE = "video_beside"
+
+Features = Mapping[str, tf.Tensor]
+
+
+class QueryTower(tf.Module):
+    """Embedding tables, sequence encoder and fully connected layers.
+
+    Args:
+      features: as declared; those of scope `query` are used.
+      sizes: ID space -> vocabulary size V, of all spaces.
+      config: the model's section.
+      seed: of initial weights and dropout.
+      example_age: whether training examples carry their age (section 3.3).
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        sizes: Mapping[str, int],
+        config: RetrievalConfig,
+        seed: int,
+        *,
+        example_age: bool,
+    ) -> None:
+        super().__init__(name="query_tower")
+        self.config, self.example_age = config, example_age
+        self._features = features.select("query")
+        sequence = config.sequence
+        self._beside = sequence is not None and sequence.place == "beside"
+        tables = {s: (sizes[s], self._dim(s)) for s in features.spaces("query")}
+        if self._beside:
+            tables[_BESIDE] = tables["video"]
+        self.embeddings = EmbeddingTables(tables, seed)
+        self.sequence = _sequence_encoder(self._features, config, seed)
+        width = sum(self._width(f) for f in self._features) + int(example_age)
+        self.tower = Tower(
+            width,
+            (*config.hidden_units, config.embedding_dim),
+            config.output_activation,
+            config.dropout,
+            seed,
+            name="query_tower",
+        )
+
+    @property
+    def num_parts(self) -> int:
+        """Of how many embeddings, each learnt for itself, u is made."""
+        return 2 if self._beside else 1
+
+    @property
+    def dense_variables(self) -> tuple[tf.Variable, ...]:
+        """All weights but the tables'."""
+        encoder = self.sequence.trainable_variables if self.sequence else ()
+        return (*self.tower.trainable_variables, *encoder)
+
+    def __call__(
+        self,
+        features: Features,
+        *,
+        training: bool = False,
+        step: tf.Tensor | int = 0,
+    ) -> tf.Tensor:
+        """Returns u of each request; see `RetrievalModel.query_embedding`."""
+        return self._embed(features, 1, training, step)[:, 0]
+
+    def of_each_moment(
+        self,
+        features: Features,
+        *,
+        training: bool = False,
+        step: tf.Tensor | int = 0,
+    ) -> tf.Tensor:
+        """Returns u as it was before each of the last watches.
+
+        Moment 0 is the request's own; moment j has seen the watches j, j + 1
+        ... of the history alone: the next watch, j - 1, is not among them.
+        Searches and other lists of the request may be younger than a moment,
+        so only moment 0 has them.
+
+        Args:
+          features, training, step: as in `__call__`.
+
+        Returns:
+          float32 [B, L, D], L = `sequence.length`.
+        """
+        assert self.sequence is not None  # It makes moments worth it.
+        return self._embed(features, self.sequence.length, training, step)
+
+    def _embed(
+        self,
+        features: Features,
+        moments: int,
+        training: bool,
+        step: tf.Tensor | int,
+    ) -> tf.Tensor:
+        """float32 [B, moments, D]; D of each part, one after the other."""
+        index = features.get(EXAMPLE_INDEX)
+        first_row = 0 if index is None else index[0]
+        parts, encoded = [], []
+        for feature in self._features:
+            values = features[feature.name]
+            if feature.name == HISTORY:
+                parts += self._bags(values, moments)
+                if self.sequence is not None:
+                    each = self._encoded(values, training, step, first_row)
+                    encoded.append(each[:, :moments])
+                continue
+            part = self._part(feature, values)[:, None]
+            parts.append(_at_moments(part, moments, feature.kind != "bag"))
+        if self.example_age:
+            age = features.get(AGE)
+            if age is None:
+                age = tf.zeros(tf.shape(parts[0])[:1])
+            parts.append(_at_moments(age[:, None, None], moments, True))
+        if not self._beside:
+            parts, encoded = parts + encoded, []
+        towered = self.tower(
+            tf.concat(parts, axis=2),
+            training=training,
+            step=step,
+            first_row=first_row,
+        )
+        return tf.concat([towered, *encoded], axis=2)
+
+    def _encoded(
+        self,
+        history: tf.Tensor,
+        training: bool,
+        step: tf.Tensor | int,
+        first_row: tf.Tensor | int,
+    ) -> tf.Tensor:
+        assert self.sequence is not None
+        history = history[:, : self.sequence.length]
+        space = _BESIDE if self._beside else "video"
+        return self.sequence(
+            self.embeddings.lookup(space, history),
+            tf.cast(history > 0, tf.float32),
+            training=training,
+            step=step,
+            first_row=first_row,
+        )
+
+    def _bags(self, history: tf.Tensor, moments: int) -> list[tf.Tensor]:
+        """Pooled recency bags, float32 [B, moments, D] each."""
+        config = self.config
+        if not config.recency_bags:
+            return []
+        if moments == 1 and config.pooling == "mean":
+            bags = self.embeddings.mean_bags(
+                "video", history, config.recency_bags
+            )
+            return [tf.reshape(bags, [-1, 1, self._width_of_bags])]
+        vectors = self.embeddings.lookup("video", history)
+        present = tf.cast(history >= 0, tf.float32)
+        return [
+            pooled(vectors, present, first, moments, config.pooling)
+            for first in config.recency_bags
+        ]
+
+    def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
+        """Another feature's share of the tower's input, [B, width]."""
+        if feature.kind == "continuous":
+            return values
+        assert feature.space is not None  # Feature's own invariant.
+        if feature.kind == "categorical":
+            return self.embeddings.lookup(feature.space, values)
+        return self.embeddings.mean_bag(feature.space, values)
+
+    @property
+    def _width_of_bags(self) -> int:
+        return len(self.config.recency_bags) * self.config.embedding_dim
+
+    def _width(self, feature: Feature) -> int:
+        if feature.space is None:
+            return CONTINUOUS_WIDTH
+        if feature.name == HISTORY:
+            inside = self.sequence is not None and not self._beside
+            encoded = self.config.embedding_dim if inside else 0
+            return self._width_of_bags + encoded
+        return self._dim(feature.space)
+
+    def _dim(self, space: str) -> int:
+        special = {
+            "video": self.config.embedding_dim,
+            "token": self.config.token_dim,
+        }
+        return special.get(space, self.config.categorical_dim)
+
+
+def pooled(
+    vectors: tf.Tensor,
+    present: tf.Tensor,
+    first: int,
+    moments: int,
+    pooling: Pooling,
+) -> tf.Tensor:
+    """Pools, for each moment j, the bag of the watches j ... j + first - 1.
+
+    Args:
+      vectors: float32 [B, H, D], most recent first, zeros for unknown videos.
+      present: float32 [B, H], 1 for a watch, known or not; 0 is padding.
+      first: n, the longest bag.
+      moments: how many, from the most recent on.
+      pooling: an unknown video counts as the zero vector in all of them.
+
+    Returns:
+      float32 [B, moments, D]; zeros for an empty bag.
+    """
+    length = moments + first - 1
+    missing = max(0, length - present.shape[1])
+    present = tf.pad(present, [[0, 0], [0, missing]])[:, :length, None]
+    vectors = tf.pad(vectors, [[0, 0], [0, missing], [0, 0]])[:, :length]
+    # Row j is 1 from column j to j + first - 1.
+    windows = tf.constant(
+        np.tri(moments, length, first - 1) - np.tri(moments, length, -1),
+        tf.float32,
+    )
+    count = tf.matmul(windows, present)
+    if pooling == "max":
+        vectors = tf.where(present > 0, vectors, vectors.dtype.min)
+        highest = tf.nn.max_pool1d(vectors, first, 1, "VALID")
+        return tf.where(count > 0, highest, 0.0)
+    total = tf.matmul(windows, vectors)
+    return total if pooling == "sum" else total / tf.maximum(count, 1.0)
+
+
+def _at_moments(part: tf.Tensor, moments: int, known: bool) -> tf.Tensor:
+    """[B, 1, n] -> [B, moments, n]; zeros after the first unless `known`."""
+    if moments == 1:
+        return part
+    if known:
+        return tf.repeat(part, moments, axis=1)
+    return tf.pad(part, [[0, 0], [0, moments - 1], [0, 0]])
+
+
+def _sequence_encoder(
+    features: tuple[Feature, ...], config: RetrievalConfig, seed: int
+) -> SequenceEncoder | None:
+    """The configured encoder.
+
+    Raises:
+      InputError: the examples' histories are shorter than it looks back.
+    """
+    if config.sequence is None:
+        return None
+    stored = next(f.max_length for f in features if f.name == HISTORY)
+    wanted = config.sequence.length
+    if stored is None or stored < wanted:
+        raise InputError(
+            f"`retrieval.sequence.length` is {wanted}, but the examples have "
+            f"histories of {stored} watches; set it to at most that, or raise "
+            "`retrieval_examples.history_length`."
+        )
+    return SequenceEncoder(
+        wanted,
+        config.embedding_dim,
+        config.sequence.layers,
+        config.sequence.heads,
+        config.sequence.dropout,
+        seed,
+    )
