@@ -5,13 +5,25 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from models import ranking_evaluation, retrieval_evaluation
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
 from models.ranking import RankingModel
 from models.retrieval import FullSoftmaxModel, RetrievalModel
-from models.retrieval_evaluation import ModelScorer
-from pipeline.distribution import StrategyName, make_strategy, worker_rows
+from models.retrieval_evaluation import ExactRanker, ModelScorer
+from pipeline.distribution import (
+    StrategyName,
+    current_task,
+    make_strategy,
+    worker_rows,
+)
+from pipeline.projector_files import (
+    MOST_POINTS,
+    video_labels,
+    write_projector_files,
+)
 from pipeline.run import Run
 from pipeline.stages import DataStages
 from pipeline.training import TrainingResult, train
@@ -23,6 +35,7 @@ from schemas.examples import (
     ranking_labels,
     retrieval_keys,
 )
+from schemas.vocabularies import read_vocabulary
 
 Model = Literal["retrieval", "ranking"]
 Variant = Literal["model", "full_softmax", "click_model"]
@@ -85,7 +98,7 @@ class Trainer:
         }[which]
         evaluate: Callable[[Any], Mapping[str, float]] = {
             "retrieval": lambda model: retrieval_evaluation.evaluate(
-                ModelScorer(model),
+                ExactRanker(ModelScorer(model)),
                 self.retrieval_batches(examples, "valid"),
                 self.run.config.evaluation.top_k,
             ),
@@ -94,17 +107,35 @@ class Trainer:
             ),
         }[which]
         ranking = which == "ranking"
+        workdir = self._scratch(which, examples, section, variant)
         with naming_corrupt_files(examples.files()):
-            return train(
+            result = train(
                 build,
                 batches,
                 evaluate,
                 metric="loss" if ranking else section.selection_metric,
                 higher_is_better=not ranking,
                 config=section,
-                workdir=self._scratch(which, examples, section, variant),
+                workdir=workdir,
                 strategy=strategy,
             )
+        if not ranking and current_task().is_chief:
+            self._write_projector_files(result.model, join(workdir, "logs"))
+        return result
+
+    def _write_projector_files(
+        self, model: RetrievalModel, folder: str
+    ) -> None:
+        """Writes the most watched videos' output embeddings, to look at."""
+        embeddings, _ = model.candidates()
+        # Ids are by falling count.
+        vectors = np.asarray(embeddings[:MOST_POINTS])
+        labels = video_labels(
+            read_vocabulary(self.data.vocabularies().path, "video"),
+            self.data.entity_files("videos"),
+            len(vectors),
+        )
+        write_projector_files(folder, vectors, labels)
 
     def _scratch(
         self, which: Model, examples: Artifact, section: Any, variant: str

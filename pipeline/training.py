@@ -19,6 +19,11 @@ from models.embeddings import local_component
 from models.keras_setup import keras, tf
 from models.optimizers import table_optimizer
 from pipeline.distribution import current_task
+from pipeline.training_norms import (
+    embedding_norms,
+    roots,
+    squared_gradient_norms,
+)
 from pipeline.training_report import TrainingReport
 from schemas.errors import InputError, WatchnextError
 
@@ -160,6 +165,9 @@ def train(
                 )
             run.end_epoch(values, metric, sign)
             report.epoch(state.epoch - 1, state.history[-1], metric)
+            if chief:
+                norms = embedding_norms(model.table_variables)
+                report.embeddings(state.epoch - 1, norms)
     if state.best_epoch:
         run.from_chief(0.0)  # Wait until the chief has written it.
         run.restore_best()
@@ -202,6 +210,9 @@ class _Run:
             state=self._saved_state,
         )
         self._train_step = tf.function(self._distributed_step)
+        self._step_with_norms = tf.function(
+            functools.partial(self._distributed_step, with_norms=True)
+        )
 
     def restore(self) -> _State:
         """Takes up the chief's last checkpoint, if there is one."""
@@ -241,7 +252,10 @@ class _Run:
         state, recent = self.state, []
         for batch in self._local_batches(dataset):
             step = tf.constant(state.step, tf.int64)
-            recent.append(self._train_step(batch, step))
+            # Decided by the step alone, so that a resumed run does the same.
+            tells_norms = (state.step + 1) % _CHECK_EVERY == 0
+            run = self._step_with_norms if tells_norms else self._train_step
+            recent.append(run(batch, step))
             state.step += 1
             state.batches += 1
             save = state.step % self.config.checkpoint_every == 0
@@ -315,16 +329,19 @@ class _Run:
             yield distribute(lambda _, ready=ready: next(ready))
 
     def _distributed_step(
-        self, batch: Any, step: tf.Tensor
+        self, batch: Any, step: tf.Tensor, with_norms: bool = False
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        results = self.strategy.run(self._replica_step, args=(batch, step))
+        results = self.strategy.run(
+            self._replica_step, args=(batch, step, with_norms)
+        )
         total = functools.partial(self.strategy.reduce, "sum", axis=None)
-        loss, metrics = results
-        return total(loss), {k: total(v) for k, v in metrics.items()}
+        loss, metrics, squares = tf.nest.map_structure(total, results)
+        # Of several replicas: the norm of all their gradients side by side.
+        return loss, metrics | roots(squares)
 
     def _replica_step(
-        self, batch: Batch, step: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        self, batch: Batch, step: tf.Tensor, with_norms: bool
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         tables = self.model.table_variables
         dense = self.model.dense_variables
         with tf.GradientTape() as tape:
@@ -339,7 +356,10 @@ class _Run:
         row_grads, dense_grads = tape.gradient(loss, (copies, list(dense)))
         self.tables.apply_gradients(_present(row_grads, tables))
         self.dense.apply_gradients(_present(dense_grads, dense))
-        return loss, metrics
+        squares: dict[str, tf.Tensor] = {}
+        if with_norms:
+            squares = squared_gradient_norms(tables, row_grads, dense_grads)
+        return loss, metrics, squares
 
     def _check(self, recent: list[Any], report: TrainingReport) -> None:
         """Adds up and reports the last steps' losses."""
@@ -354,7 +374,9 @@ class _Run:
             self.state.loss_sum += float(loss)
         if recent:
             loss = sum(float(loss) for loss, _ in recent) / len(recent)
-            report.steps(self.state.epoch, self.state.step, loss, recent[-1][1])
+            # The last value of each; gradient norms are not of every step.
+            values = {k: v for _, m in recent for k, v in m.items()}
+            report.steps(self.state.epoch, self.state.step, loss, values)
 
     def _save(self) -> None:
         """Writes a checkpoint; two are kept."""
