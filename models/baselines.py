@@ -1,4 +1,4 @@
-"""What a trained model has to beat: popularity and co-watch counts.
+"""What a trained model has to beat: the training watches and popularity.
 
 In: the split's training watches (Parquet) and the video vocabulary. Out:
 scorers with the interface of the model's own, `scores(batch) -> [b, V]`, so
@@ -6,7 +6,7 @@ that all are measured by the same code. Only training days are read.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,6 @@ from apache_beam.io.filesystems import FileSystems
 from schemas.hashing import hash_strings
 
 _DAY_US = 86_400_000_000
-# Far below the smallest co-watch score: popularity only parts equal videos.
-_POPULARITY_SHARE = 1e-6
 
 
 class Scorer(Protocol):
@@ -83,6 +81,11 @@ def read_watches(files: Sequence[str], vocabulary: VideoVocabulary) -> Watches:
     return Watches(user, video, time_us)
 
 
+def popularity_counts(watches: Watches, num_videos: int) -> np.ndarray:
+    """How often each of the videos 1..V was watched, int64 [V]."""
+    return np.bincount(watches.video - 1, minlength=num_videos)
+
+
 class Popularity:
     """The same ranking for everyone: counts per video."""
 
@@ -104,91 +107,9 @@ def recent_popularity(
 ) -> Popularity:
     """Counts the watches of the last `recent_days` of the training days."""
     recent = watches.time_us >= train_end_us - recent_days * _DAY_US
-    counts = np.bincount(watches.video[recent] - 1, minlength=num_videos)
-    return Popularity(counts)
-
-
-class CoWatch:
-    """Videos that others watched soon after the ones in the context.
-
-    The weight of video j for a context video i is n_ij / sqrt(n_i n_j): how
-    often j was among the next `window` completed watches of a user after i,
-    over the geometric mean of how often each was watched (cosine). A video's
-    score is the sum over the context's last `context` watches, the p-th most
-    recent of them with weight 1 / p. Videos without any such link keep the
-    order of popularity, below all others.
-    """
-
-    def __init__(
-        self,
-        watches: Watches,
-        num_videos: int,
-        *,
-        window: int = 10,
-        context: int = 20,
-    ) -> None:
-        counts = np.bincount(watches.video - 1, minlength=num_videos)
-        source, target, together = _pairs(watches, num_videos, window)
-        norm = np.sqrt(counts[source].astype(np.float64) * counts[target])
-        self._weights = (together / norm).astype(np.float32)
-        self._targets = target
-        # Row i of the sparse matrix is starts[i]:starts[i + 1].
-        self._starts = np.searchsorted(source, np.arange(num_videos + 1))
-        smallest = self._weights.min(initial=1.0)
-        scale = smallest * _POPULARITY_SHARE / max(counts.max(initial=1), 1)
-        self._popularity = (counts * scale).astype(np.float32)
-        self._context = context
-
-    @property
-    def num_videos(self) -> int:
-        return len(self._popularity)
-
-    def scores(self, batch: Mapping[str, Any]) -> np.ndarray:
-        rows = history_rows(batch["watch_history"])
-        scores = np.tile(self._popularity, (len(rows), 1))
-        for row, history in zip(scores, rows, strict=True):
-            for place, video in enumerate(history[: self._context], start=1):
-                if video < 1:
-                    continue
-                links = slice(self._starts[video - 1], self._starts[video])
-                # A row's targets are distinct, so += adds each of them.
-                row[self._targets[links]] += self._weights[links] / place
-        return scores
-
-
-def _pairs(
-    watches: Watches, num_videos: int, window: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts ordered pairs of different videos at most `window` watches apart.
-
-    Equal times are ordered by video, as in the histories.
-
-    Returns:
-      source, target (from 0), count: int64 [pairs], sorted by source, target.
-    """
-    order = np.lexsort((watches.video, watches.time_us, watches.user))
-    user, video = watches.user[order], watches.video[order] - 1
-    keys = np.empty(0, np.int64)
-    counts = np.empty(0, np.int64)
-    for lag in range(1, window + 1):
-        source, target = video[:-lag], video[lag:]
-        linked = (user[:-lag] == user[lag:]) & (source != target)
-        new = source[linked] * num_videos + target[linked]
-        # One lag at a time: memory is that of the distinct pairs, not of
-        # `window` times the watches.
-        keys, counts = _merge(keys, counts, new)
-    return keys // num_videos, keys % num_videos, counts
-
-
-def _merge(
-    keys: np.ndarray, counts: np.ndarray, new: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    distinct, added = np.unique(new, return_counts=True)
-    merged, inverse = np.unique(
-        np.concatenate([keys, distinct]), return_inverse=True
+    return Popularity(
+        np.bincount(watches.video[recent] - 1, minlength=num_videos)
     )
-    total = np.bincount(inverse, np.concatenate([counts, added]), len(merged))
-    return merged, total.astype(np.int64)
 
 
 def history_rows(ids: Any) -> list[np.ndarray]:
@@ -201,31 +122,3 @@ def history_rows(ids: Any) -> list[np.ndarray]:
         values = np.asarray(ids.values)
         return np.split(values, np.asarray(ids.row_splits)[1:-1])
     return [row[row >= 0] for row in np.asarray(ids)]
-
-
-def baselines(
-    watch_files: Iterable[str],
-    vocabulary: VideoVocabulary,
-    counts: np.ndarray,
-    *,
-    train_end_us: int,
-    recent_days: int,
-) -> dict[str, Scorer]:
-    """Builds the three baselines by the names of the metrics table.
-
-    Args:
-      watch_files: the split's training watches.
-      vocabulary: of the videos.
-      counts: the vocabulary's own counts [V].
-      train_end_us: end of the training days.
-      recent_days: evaluation.recent_days.
-    """
-    watches = read_watches(sorted(watch_files), vocabulary)
-    size = vocabulary.size
-    return {
-        "popularity": Popularity(counts),
-        "recent_popularity": recent_popularity(
-            watches, size, train_end_us, recent_days
-        ),
-        "co_watch": CoWatch(watches, size),
-    }

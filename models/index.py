@@ -150,6 +150,11 @@ class ScannIndex:
     searcher: Any
     vectors: np.ndarray
 
+    @property
+    def num_videos(self) -> int:
+        """V."""
+        return len(self.vectors)
+
     def search(
         self, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:

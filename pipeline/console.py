@@ -71,28 +71,29 @@ def number(value: float | None) -> str:
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """Prints the evaluation: retrieval beside its baselines, then ranking."""
-    sides = [("watchnext", "retrieval.")] + [
-        (name.replace("_", " "), f"baselines.{name}.")
-        for name in _baselines(metrics)
+    """Prints the evaluation: retrieval beside its baselines, then ranking.
+
+    A choice of the metrics, to be read at a glance; `metrics.json` has all.
+    """
+    sides = _sides(metrics)
+    names = [
+        key.removeprefix("retrieval.")
+        for key in metrics
+        if key.startswith("retrieval.") and key.count(".") == 1
     ]
-    names = sorted(
-        (
-            key.removeprefix("retrieval.")
-            for key in metrics
-            if key.startswith("retrieval.")
-        ),
-        key=_natural,
-    )
     if names:
         print_table(
             "Retrieval on the test interval",
-            ["metric", *(side for side, _ in sides)],
-            [
-                [name, *(number(metrics.get(p + name)) for _, p in sides)]
-                for name in names
-            ],
+            ["metric", *sides],
+            _rows(metrics, _at_a_glance(names), sides),
         )
+    sliced = [
+        key.removeprefix("retrieval.")
+        for key in metrics
+        if key.startswith("retrieval.by_")
+    ]
+    if sliced:
+        _print_slices(metrics, sliced, sides)
     ranking = [k for k in metrics if k.startswith("ranking.")]
     if ranking:
         print_table(
@@ -109,16 +110,69 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
         )
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
-    """Sorts `at_50` before `at_100`."""
-    parts = re.split(r"(\d+)", name)
-    return [("", int(p)) if p.isdecimal() else (p, 0) for p in parts]
+def _print_slices(
+    metrics: Mapping[str, float], names: Sequence[str], sides: Mapping[str, str]
+) -> None:
+    """Prints the hit rate at the largest k of each bucket."""
+    k = max(int(n.rpartition("_")[2]) for n in names if "_at_" in n)
+    rate = f".hit_rate_at_{k}"
+    buckets = [n.removesuffix(rate) for n in names if n.endswith(rate)]
+    sizes = {n.rpartition(".")[0]: n for n in names if "_at_" not in n}
+    rows = _rows(metrics, [bucket + rate for bucket in buckets], sides)
+    print_table(
+        f"Its hit rate @{k}, by videos seen by the user and by a video's age",
+        ["bucket", "number", *sides],
+        [
+            [
+                bucket.partition(".")[2].replace("_", " "),
+                number(metrics[f"retrieval.{sizes[bucket]}"]),
+                *row[1:],
+            ]
+            for bucket, row in zip(buckets, rows, strict=True)
+        ],
+    )
 
 
-def _baselines(metrics: Mapping[str, float]) -> list[str]:
-    names = (
+def _rows(
+    metrics: Mapping[str, float], names: Sequence[str], sides: Mapping[str, str]
+) -> list[list[str]]:
+    return [
+        [name, *(number(metrics.get(p + name)) for p in sides.values())]
+        for name in names
+    ]
+
+
+def _sides(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Column title -> prefix of its metrics' names: ours, then the others'."""
+    sides = {"watchnext": "retrieval."}
+    through = "retrieval.through_index."
+    if any(key.startswith(through) for key in metrics):
+        sides["its index"] = through
+    baselines = (
         key.split(".")[1]
         for key in metrics
         if key.startswith("baselines.") and ".ranking." not in key
     )
-    return list(dict.fromkeys(names))
+    for name in dict.fromkeys(baselines):
+        sides[name.replace("_", " ")] = f"baselines.{name}."
+    return sides
+
+
+def _at_a_glance(names: Sequence[str]) -> list[str]:
+    """All hit rates; of the other metrics, seen kept, one k each."""
+    by_metric: dict[str, list[str]] = {}
+    for name in sorted(names, key=_natural):
+        if name.startswith("hit_rate") or not name.endswith("_seen_removed"):
+            by_metric.setdefault(name.partition("_at_")[0], []).append(name)
+    shown: list[str] = []
+    for metric, own in by_metric.items():
+        # Recall tells most of the long list, the others of its beginning.
+        one = own[-1:] if metric == "recall" else own[:1]
+        shown += own if metric == "hit_rate" else one
+    return shown
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sorts `at_50` before `at_100`."""
+    parts = re.split(r"(\d+)", name)
+    return [("", int(p)) if p.isdecimal() else (p, 0) for p in parts]

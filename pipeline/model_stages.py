@@ -13,22 +13,19 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from pydantic import BaseModel
 
-from models import retrieval_evaluation
-from models.baselines import baselines
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
-from models.retrieval_evaluation import ModelScorer
 from models.warm_start import keep_terms
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
 from pipeline.model_training import Model, Trainer, Workers
 from pipeline.refresh import FROM_NOTHING, Refresh
+from pipeline.retrieval_measures import RetrievalMeasures
 from pipeline.run import Run, Sections
 from pipeline.stages import DataStages
 from schemas.artifacts import Artifact, ArtifactWriter
 from schemas.requests import RawInput, raw_inputs
-from schemas.vocabularies import Vocabulary
 
 _STATISTICS = "statistics.parquet"
 
@@ -182,7 +179,10 @@ class ModelStages:
             "retrieval_model": self.retrieval_model().fingerprint(),
             "retrieval_holdout": self.data.retrieval_holdout().fingerprint(),
             "train_watches": self.data.split().fingerprint("train/watches-"),
+            "events": self.data.events.fingerprint("videos-"),
         }
+        if self.run.config.evaluation.through_index:
+            inputs["index"] = self.index().fingerprint()
         if self.has_ranking:
             inputs |= {
                 "ranking_model": self.ranking_model().fingerprint(),
@@ -204,38 +204,20 @@ class ModelStages:
         return self.run.stage("evaluation", sections, inputs, write)
 
     def _retrieval_metrics(self) -> dict[str, float]:
-        top_k = self.run.config.evaluation.top_k
-        vocabularies = self.data.vocabularies()
-        vocabulary = Vocabulary.read(
-            vocabularies.file("video.txt"),
-            vocabularies.file("video.counts.txt"),
-        )
-        scorers = {
-            f"baselines.{name}.": scorer
-            for name, scorer in baselines(
-                self.data.split().files("train/watches-"),
-                vocabulary,
-                vocabulary.counts,
-                train_end_us=self.data.bounds.train_end_us,
-                recent_days=self.run.config.evaluation.recent_days,
-            ).items()
-        }
-        trained = RetrievalModel.load(self.retrieval_model().path)
-        scorers["retrieval."] = ModelScorer(trained)
-        if self.run.config.evaluation.full_softmax_oracle:
-            scorers["baselines.full_softmax."] = ModelScorer(
-                self._trainer.train(
-                    "retrieval", self.data.retrieval_examples(), "full_softmax"
-                ).model
-            )
+        config = self.run.config.evaluation
         holdout = self.data.retrieval_holdout()
-        metrics: dict[str, float] = {}
-        for prefix, scorer in scorers.items():
-            say(f"  measuring {prefix.rstrip('.')}")
-            batches = self._trainer.retrieval_batches(holdout, "test")
-            metrics |= retrieval_evaluation.evaluate(
-                scorer, batches, top_k, prefix
-            )
+        measures = RetrievalMeasures(
+            self.data, lambda: self._trainer.retrieval_batches(holdout, "test")
+        )
+        trained = RetrievalModel.load(self.retrieval_model().path)
+        metrics = measures.of_baselines() | measures.of_model(trained)
+        if config.through_index:
+            metrics |= measures.of_index(trained, self.index())
+        if config.full_softmax_oracle:
+            oracle = self._trainer.train(
+                "retrieval", self.data.retrieval_examples(), "full_softmax"
+            ).model
+            metrics |= measures.of_model(oracle, "baselines.full_softmax")
         return metrics
 
     def _ranking_metrics(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from beam_jobs.events import read_tables
@@ -14,9 +15,19 @@ from models.keras_setup import tf
 from models.lanes import training_dataset
 from models.ranking import RankingModel
 from models.retrieval import FullSoftmaxModel, RetrievalModel
-from models.retrieval_evaluation import ModelScorer
+from models.retrieval_evaluation import ExactRanker, ModelScorer
 from models.warm_start import WarmStart
-from pipeline.distribution import StrategyName, make_strategy, worker_rows
+from pipeline.cluster import current_task
+from pipeline.distribution import (
+    StrategyName,
+    make_strategy,
+    worker_rows,
+)
+from pipeline.projector_files import (
+    MOST_POINTS,
+    video_labels,
+    write_projector_files,
+)
 from pipeline.refresh import gentler
 from pipeline.run import Run
 from pipeline.stages import DataStages
@@ -29,6 +40,7 @@ from schemas.examples import (
     ranking_labels,
     retrieval_keys,
 )
+from schemas.vocabularies import read_vocabulary
 
 Model = Literal["retrieval", "ranking"]
 Variant = Literal["model", "full_softmax", "click_model"]
@@ -100,7 +112,7 @@ class Trainer:
         }[which]
         evaluate: Callable[[Any], Mapping[str, float]] = {
             "retrieval": lambda model: retrieval_evaluation.evaluate(
-                ModelScorer(model),
+                ExactRanker(ModelScorer(model)),
                 self.retrieval_batches(examples, "valid"),
                 self.run.config.evaluation.top_k,
             ),
@@ -109,27 +121,45 @@ class Trainer:
             ),
         }[which]
         ranking = which == "ranking"
+        workdir = self._scratch(
+            which,
+            section,
+            variant,
+            trained_on.fingerprint("train-"),
+            examples.fingerprint("valid-"),
+            earlier.fingerprint() if earlier else None,
+        )
         files = [*trained_on.files("train-"), *examples.files("valid-")]
         with naming_corrupt_files(files):
-            return train(
+            result = train(
                 build,
                 batches,
                 evaluate,
                 metric="loss" if ranking else section.selection_metric,
                 higher_is_better=not ranking,
                 config=section,
-                workdir=self._scratch(
-                    which,
-                    section,
-                    variant,
-                    trained_on.fingerprint("train-"),
-                    examples.fingerprint("valid-"),
-                    earlier.fingerprint() if earlier else None,
-                ),
+                workdir=workdir,
                 strategy=strategy,
                 total_steps=section.epochs
                 * (sum(records.values()) // section.batch_size),
             )
+        if not ranking and current_task().is_chief:
+            self._write_projector_files(result.model, join(workdir, "logs"))
+        return result
+
+    def _write_projector_files(
+        self, model: RetrievalModel, folder: str
+    ) -> None:
+        """Writes the most watched videos' output embeddings, to look at."""
+        embeddings, _ = model.candidates()
+        # Ids are by falling count.
+        vectors = np.asarray(embeddings[:MOST_POINTS])
+        labels = video_labels(
+            read_vocabulary(self.data.vocabularies().path, "video"),
+            self.data.entity_files("videos"),
+            len(vectors),
+        )
+        write_projector_files(folder, vectors, labels)
 
     def _scratch(
         self, which: Model, section: Any, variant: str, *inputs: str | None

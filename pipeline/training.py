@@ -21,6 +21,12 @@ from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.interruption import Interrupted, SignalWatch
 from pipeline.learning_rates import rate_factor
+from pipeline.distribution import current_task
+from pipeline.training_norms import (
+    embedding_norms,
+    roots,
+    squared_gradient_norms,
+)
 from pipeline.training_report import TrainingReport
 from pipeline.workers_health import naming_lost_workers
 from schemas.errors import InputError, WatchnextError
@@ -211,6 +217,9 @@ class _Run:
         )
         self._checkpoints = Checkpoints(self._path("checkpoints"), tracked)
         self._train_step = tf.function(self._distributed_step)
+        self._step_with_norms = tf.function(
+            functools.partial(self._distributed_step, with_norms=True)
+        )
 
     def restore(self) -> _State:
         """Takes up the chief's last good checkpoint, if there is one."""
@@ -288,6 +297,11 @@ class _Run:
             self._set_rates(state.step)
             told = tf.constant(float(self._signals.received is not None))
             recent.append(self._train_step(batch, step, told))
+#NORMS
+            # Decided by the step alone, so that a resumed run does the same.
+            tells_norms = (state.step + 1) % _CHECK_EVERY == 0
+            run = self._step_with_norms if tells_norms else self._train_step
+            recent.append(run(batch, step))
             state.step += 1
             state.batches += 1
             self._look_for_stop(recent)

@@ -17,6 +17,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Units = tuple[Positive, ...]
 Pooling = Literal["mean", "sum", "max"]
+BaselineName = Literal[
+    "popularity", "recent_popularity", "co_watch", "implicit_als", "ease"
+]
 
 
 class Section(BaseModel):
@@ -245,7 +248,17 @@ class EvaluationConfig(Section):
     """The held-out measurements."""
 
     top_k: Units = (10, 50, 100)
+    # Measured beside the model; `ease` where the videos are few enough.
+    baselines: tuple[BaselineName, ...] = (
+        "popularity",
+        "recent_popularity",
+        "co_watch",
+        "implicit_als",
+        "ease",
+    )
     recent_days: Positive = 3
+    # Also measure what the published index finds, as serving does.
+    through_index: bool = True
     # Also train by full softmax, an oracle printed beside.
     full_softmax_oracle: bool = False
     # Also train a click-only ranking model, printed beside.

@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
 
-from models.retrieval_metrics import RetrievalMetrics
+from models.retrieval_metrics import metrics
+from models.retrieval_ranks import NEVER, LabelRanks
+
+
+def ranks_of(scores, labels, seen):
+    return LabelRanks.of_scores(
+        np.array(scores, np.float32),
+        [np.array(row, np.int64) for row in labels],
+        [np.array(row, np.int64) for row in seen],
+    )
 
 
 def metrics_of(scores, labels, seen=(), top_k=(1, 2, 10)):
-    metrics = RetrievalMetrics(top_k)
-    metrics.update(
-        np.array([scores], np.float32),
-        [np.array(labels, np.int64)],
-        [np.array(seen, np.int64)],
-    )
-    return metrics.result()
+    return metrics(ranks_of([scores], [labels], [seen]), top_k)
 
 
 def test_hand_numbers_of_one_case():
@@ -36,6 +40,10 @@ def test_hand_numbers_of_one_case():
     # (1/log2 3 + 1/log2 4) / (1/log2 2 + 1/log2 3 + 1/log2 4)
     #   = (.63093 + .5) / (1 + .63093 + .5) = .53071.
     assert got["ndcg_at_10"] == pytest.approx(0.53072, abs=1e-5)
+    # At 2: label 4 at place 2, of two that could be there.
+    assert got["map_at_2"] == pytest.approx(0.5 / 2)
+    # .63093 / 1.63093.
+    assert got["ndcg_at_2"] == pytest.approx(0.38685, abs=1e-5)
 
 
 def test_tie_counts_against_us():
@@ -59,8 +67,23 @@ def test_label_seen_before_stays_in_the_ranking():
     assert got["hit_rate_at_1_seen_removed"] == 1.0
 
 
+def test_seen_videos_leave_precision_and_the_others_too():
+    # Order 1, 2, 3, 4 of which 1 and 3 were seen; labels 3 (watched again)
+    # and 4 stand at 2 and 3 once 1 is removed.
+    got = metrics_of([0.9, 0.5, 0.4, 0.2], labels=[4, 3], seen=[1, 3])
+    assert got["precision_at_2"] == 0.0
+    assert got["precision_at_2_seen_removed"] == 0.5
+    assert got["recall_at_10_seen_removed"] == 1.0
+    # (1/2 + 2/3) / 2.
+    assert got["map_at_10_seen_removed"] == pytest.approx(7 / 12)
+    # For the hit rate 3 is no label, but seen: 4 is second behind 2.
+    assert got["hit_rate_at_2_seen_removed"] == 1.0
+    assert got["hit_rate_at_1_seen_removed"] == 0.0
+
+
 def test_label_out_of_vocabulary_is_a_miss():
     got = metrics_of([0.9, 0.5], labels=[0], top_k=(2,))
+    assert got.pop("cases") == 1.0
     assert set(got.values()) == {0.0}
 
 
@@ -103,54 +126,96 @@ def oracle(scores, labels, seen, top_k):
     for row, relevant, watched in zip(scores, labels, seen, strict=True):
         known = {v for v in relevant if v}
         total = len(known) + relevant.count(0)
-        ranking = sorted(
+        everything = sorted(
             range(1, len(row) + 1), key=lambda v: (-row[v - 1], v in known)
         )
-        out = {}
-        for k in top_k:
-            top = ranking[:k]
-            hits = sum(v in known for v in top)
-            out[f"precision_at_{k}"] = hits / k
-            out[f"recall_at_{k}"] = hits / total
-            for suffix, removed in (("", ()), ("_seen_removed", watched)):
-                label = relevant[0]
-                pool = [v for v in ranking if v == label or v not in removed]
-                # The last place among equals.
-                pool.sort(key=lambda v: (-row[v - 1], v == label))
-                hit = label in pool[:k]
-                out[f"hit_rate_at_{k}{suffix}"] = float(hit)
-        gains = [
-            1 / math.log2(i + 2)
-            for i, v in enumerate(ranking[:10])
-            if v in known
-        ]
-        ideal = [1 / math.log2(i + 2) for i in range(min(total, 10))]
-        out["ndcg_at_10"] = sum(gains) / sum(ideal)
-        precisions = [
-            sum(u in known for u in ranking[: i + 1]) / (i + 1)
-            for i, v in enumerate(ranking)
-            if v in known
-        ]
-        out["mean_average_precision"] = sum(precisions) / total
+        out = {"cases": 1.0}
+        for suffix, removed in (("", ()), ("_seen_removed", watched)):
+            ranking = [v for v in everything if v in known or v not in removed]
+            label = relevant[0]
+            pool = [v for v in everything if v == label or v not in removed]
+            # The last place among equals.
+            pool.sort(key=lambda v: (-row[v - 1], v == label))
+            # Precision at each place that holds a label, else 0.
+            precisions = [
+                (v in known)
+                * sum(u in known for u in ranking[: i + 1])
+                / (i + 1)
+                for i, v in enumerate(ranking)
+            ]
+            gains = [
+                (v in known) / math.log2(i + 2) for i, v in enumerate(ranking)
+            ]
+            ideal = [1 / math.log2(i + 2) for i in range(total)]
+            for k in top_k:
+                hits = sum(v in known for v in ranking[:k])
+                at = f"_at_{k}{suffix}"
+                out[f"hit_rate{at}"] = float(label in pool[:k])
+                out[f"precision{at}"] = hits / k
+                out[f"recall{at}"] = hits / total
+                out[f"ndcg{at}"] = sum(gains[:k]) / sum(ideal[:k])
+                out[f"map{at}"] = sum(precisions[:k]) / min(k, total)
+            if not suffix:
+                out["mean_average_precision"] = sum(precisions) / total
         rows.append(out)
-    return {n: sum(r[n] for r in rows) / len(rows) for n in rows[0]}
+    means = {n: sum(r[n] for r in rows) / len(rows) for n in rows[0]}
+    return means | {"cases": float(len(rows))}
+
+
+def in_chunks(case, chunk):
+    return LabelRanks.concatenated(
+        [
+            ranks_of(*(column[start : start + chunk] for column in case))
+            for start in range(0, len(case[0]), chunk)
+        ]
+    )
 
 
 @given(cases(), st.integers(1, 6))
 @settings(max_examples=300, deadline=None)
 def test_equals_a_sort_of_the_whole_ranking(case, chunk):
+    expected = oracle(*case, (1, 3, 10))
+    got = metrics(in_chunks(case, chunk), (1, 3, 10))
+    assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_ndcg_equals_that_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    scores = rng.permuted(np.tile(np.arange(40.0), (30, 1)), axis=1)
+    labels = [rng.choice(40, rng.integers(1, 15), False) + 1 for _ in scores]
+    relevance = np.zeros(scores.shape)
+    for row, own in zip(relevance, labels, strict=True):
+        row[own - 1] = 1.0
+    got = metrics(ranks_of(scores, labels, [[]] * 30), (1, 10, 40))
+    for k in (1, 10, 40):
+        expected = ndcg_score(relevance, scores, k=k)
+        assert got[f"ndcg_at_{k}"] == pytest.approx(expected)
+
+
+@given(cases(), st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_the_ids_of_an_index_rank_as_its_scores_do(case, places):
     scores, labels, seen = case
-    metrics = RetrievalMetrics((1, 3, 10))
-    for start in range(0, len(scores), chunk):
-        part = slice(start, start + chunk)
-        metrics.update(
-            np.array(scores[part], np.float32),
-            [np.array(v, np.int64) for v in labels[part]],
-            [np.array(v, np.int64) for v in seen[part]],
-        )
-    expected = oracle(scores, labels, seen, (1, 3, 10))
-    assert metrics.result() == pytest.approx(expected, abs=1e-12)
-    assert metrics.cases == len(scores)
+    # Distinct scores: an index has its own order among equals.
+    order = [
+        sorted(range(len(r)), key=lambda v, r=r: (-r[v], v)) for r in scores
+    ]
+    distinct = np.zeros((len(scores), len(scores[0])))
+    for row, best_first in zip(distinct, order, strict=True):
+        row[best_first] = -np.arange(len(best_first))
+    ids = np.zeros((len(scores), places), np.int64)
+    for row, best_first in zip(ids, order, strict=True):
+        best = best_first[:places]
+        row[: len(best)] = np.array(best) + 1
+    lists = [[np.array(v, np.int64) for v in c] for c in (labels, seen)]
+    got = LabelRanks.of_ids(ids, *lists)
+    exact = ranks_of(distinct, labels, seen)
+    found = exact.position <= places
+    for name in ("case", "video", "first"):
+        assert getattr(got, name).tolist() == getattr(exact, name).tolist()
+    for name in ("rank", "unseen_rank", "position", "unseen_position"):
+        expected = np.where(found, getattr(exact, name), NEVER)
+        assert getattr(got, name).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -168,4 +233,9 @@ def test_refuses_what_cannot_be_ranked(scores, labels, message):
 
 def test_refuses_a_result_without_cases():
     with pytest.raises(ValueError, match="No evaluation case"):
-        RetrievalMetrics((10,)).result()
+        metrics(LabelRanks.concatenated([]), (10,))
+
+
+def test_refuses_a_k_below_1():
+    with pytest.raises(ValueError, match="top_k"):
+        metrics_of([0.1], labels=[1], top_k=(0, 10))

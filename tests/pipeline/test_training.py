@@ -13,6 +13,7 @@ from models.inputs import max_lengths
 from models.keras_setup import tf
 from models.lanes import training_dataset
 from models.retrieval import FullSoftmaxModel, RetrievalModel
+from pipeline import training
 from pipeline.distribution import launch_local_workers, make_strategy
 from pipeline.training import TrainingResult, train
 from schemas.config import RetrievalConfig
@@ -251,17 +252,40 @@ def test_wrong_inputs_are_explained(
         run(files, tmp_path / "c", lambda _: {"hit_rate": float("nan")})
 
 
-def test_tensorboard_finds_scalars(
-    files: dict[str, int], tmp_path: Path
-) -> None:
-    run(files, tmp_path, changes={"epochs": 1})
-    (log,) = (tmp_path / "logs").iterdir()
-    found = {}
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value of TensorBoard's logs."""
+    (log,) = folder.iterdir()
+    found: dict[str, dict[int, float]] = {}
     for record in tf.data.TFRecordDataset(str(log)):
         event = tf.compat.v1.Event.FromString(record.numpy())
         for value in event.summary.value:
-            found[value.tag] = value.metadata.plugin_data.plugin_name
-    assert found["train/loss"] == found["epoch/hit_rate"] == "scalars"
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            number = float(tf.make_ndarray(value.tensor))
+            found.setdefault(value.tag, {})[event.step] = number
+    return found
+
+
+def test_tensorboard_finds_scalars(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(files, tmp_path / "plain", changes={"epochs": 1})
+    assert "train/gradient_norm/dense" not in scalars(tmp_path / "plain/logs")
+    # Of ten steps the 4th and the 8th tell their norms.
+    monkeypatch.setattr(training, "_CHECK_EVERY", 4)
+    told = run(files, tmp_path / "told", changes={"epochs": 1})
+    assert_same_bits(plain.model, told.model)
+    found = scalars(tmp_path / "told/logs")
+    assert {"train/loss", "train/examples_per_s", "epoch/hit_rate"} <= set(
+        found
+    )
+    for name in ("video", "output", "biases", "dense"):
+        norms = found[f"train/gradient_norm/{name}"]
+        assert len(norms) == 2
+        assert all(norm > 0 for norm in norms.values())
+    table = told.model.output_embeddings.numpy()[1:]
+    expected = np.linalg.norm(table, axis=1).mean()
+    norms = found["epoch/embedding_norm/output"]
+    assert norms == {1: pytest.approx(expected, rel=1e-5)}
 
 
 WORKER = """

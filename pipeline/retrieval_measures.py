@@ -1,0 +1,142 @@
+"""Measures retrieval on held-out cases: the model, its index, its baselines.
+
+Wiring of the evaluation stage: which files each side reads. All are measured
+by the same code, one after the other, so that memory is that of one.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
+from models.baselines import (
+    Popularity,
+    Scorer,
+    read_watches,
+    recent_popularity,
+)
+from models.retrieval_evaluation import (
+    ExactRanker,
+    IndexRanker,
+    ModelScorer,
+    Ranker,
+    RetrievalModelLike,
+    evaluate,
+)
+from pipeline.console import say
+from pipeline.stages import DataStages
+from schemas.artifacts import Artifact
+from schemas.config import BaselineName, EvaluationConfig
+from schemas.vocabularies import Vocabulary, read_vocabulary
+
+
+class RetrievalMeasures:
+    """The metrics of everything that retrieves, by their shared names.
+
+    Args:
+      data: the data stages of the run.
+      cases: gives the batches of the held-out cases, anew at each call.
+    """
+
+    def __init__(
+        self,
+        data: DataStages,
+        cases: Callable[[], Iterable[Mapping[str, Any]]],
+    ) -> None:
+        self._data, self._cases = data, cases
+        self._videos = read_vocabulary(data.vocabularies().path, "video")
+        self._uploads = upload_times(data, self._videos)
+
+    @property
+    def _config(self) -> EvaluationConfig:
+        return self._data.run.config.evaluation
+
+    def of_baselines(self) -> dict[str, float]:
+        """`baselines.<name>.*`, of those that the configuration names."""
+        values: dict[str, float] = {}
+        for name, build in self._baselines().items():
+            scorer = build()
+            values |= self._measure(f"baselines.{name}", ExactRanker(scorer))
+        return values
+
+    def of_model(
+        self, model: RetrievalModelLike, prefix: str = "retrieval"
+    ) -> dict[str, float]:
+        """`<prefix>.*`, by exact search."""
+        return self._measure(prefix, ExactRanker(ModelScorer(model)))
+
+    def of_index(
+        self, model: RetrievalModelLike, index: Artifact
+    ) -> dict[str, float]:
+        """`retrieval.through_index.*`, by the published index."""
+        from models.index import ScannIndex
+
+        found = ScannIndex.load(index.path)
+        ranker = IndexRanker(model, found, max(self._config.top_k))
+        return self._measure("retrieval.through_index", ranker)
+
+    def _measure(self, name: str, ranker: Ranker) -> dict[str, float]:
+        say(f"  measuring {name}")
+        return evaluate(
+            ranker,
+            self._cases(),
+            self._config.top_k,
+            f"{name}.",
+            sliced=True,
+            upload_time_us=self._uploads,
+        )
+
+    def _baselines(self) -> dict[BaselineName, Callable[[], Scorer]]:
+        """What builds each baseline that is asked for and has room."""
+        from models.co_watch import CoWatch
+        from models.linear_baselines import (
+            EASE_MOST_VIDEOS,
+            Ease,
+            ImplicitAls,
+        )
+
+        config, size = self._data.run.config, self._videos.size
+        files = self._data.split().files("train/watches-")
+        watches = read_watches(sorted(files), self._videos)
+        known: dict[BaselineName, Callable[[], Scorer]] = {
+            "popularity": lambda: Popularity(self._videos.counts),
+            "recent_popularity": lambda: recent_popularity(
+                watches,
+                size,
+                self._data.bounds.train_end_us,
+                self._config.recent_days,
+            ),
+            "co_watch": functools.partial(CoWatch, watches, size),
+            "implicit_als": lambda: ImplicitAls(watches, size, config.seed),
+            "ease": functools.partial(Ease, watches, size),
+        }
+        chosen = {name: known[name] for name in self._config.baselines}
+        if "ease" in chosen and size > EASE_MOST_VIDEOS:
+            say(
+                f"  baselines.ease is left out: it inverts a dense {size:,} x "
+                f"{size:,} matrix, at most {EASE_MOST_VIDEOS:,} are taken"
+            )
+            del chosen["ease"]
+        return chosen
+
+
+def upload_times(data: DataStages, videos: Vocabulary) -> np.ndarray | None:
+    """When each video of the vocabulary was uploaded.
+
+    Returns:
+      float64 [V] in microseconds, NaN where the log does not say; None if it
+      has no upload times at all.
+    """
+    if not data.schema.has("videos", "upload_time_us"):
+        return None
+    times = np.full(videos.size + 1, np.nan)
+    for path in data.entity_files("videos"):
+        with FileSystems.open(path) as stream:
+            rows = pq.read_table(stream, columns=["video_id", "upload_time_us"])
+        ids = videos.ids(rows["video_id"].combine_chunks())
+        uploaded = rows["upload_time_us"].to_numpy(zero_copy_only=False)
+        times[ids] = uploaded  # Those of id 0 are cut off below.
+    return times[1:]
