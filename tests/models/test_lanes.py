@@ -68,13 +68,13 @@ def test_lanes_share_the_records_out(
         (s.file, s.first + i)
         for lane in lanes
         for s in lane.segments
-        for i in range(s.count)
+        for i in range(s.records)
     ]
     assert found == [(f, i) for f, count in files.items() for i in range(count)]
     # Each lasts for as many batches as all records fill.
     batches = sum(counts) // batch_size
     for lane in lanes:
-        assert sum(s.count for s in lane.segments) // lane.rows >= batches
+        assert sum(s.records for s in lane.segments) // lane.rows >= batches
 
 
 def test_each_record_once_an_epoch_in_a_new_order(
@@ -112,8 +112,8 @@ def test_each_epoch_reads_a_lane_s_files_in_an_order_of_its_own(
     files: dict[str, int],
 ) -> None:
     def first_label(epoch: int) -> int:
-        # A buffer of one record leaves the order as it was read.
-        return flat(files, num_lanes=1, shuffle_buffer=1, epoch=epoch)[0]
+        # A block of one record leaves the order as it was read.
+        return flat(files, num_lanes=1, shuffle_block=1, epoch=epoch)[0]
 
     # The files begin with 0, 40 and 75; P(one is missing) < 3 (2/3)^12 = .02.
     assert {first_label(epoch) for epoch in range(12)} == {0, 40, 75}
@@ -180,8 +180,9 @@ def test_a_worker_opens_its_own_files_only(files: dict[str, int]) -> None:
         labels(files, rows=WorkerRows(2, 1))
 
 
-def test_a_small_shuffle_buffer_still_gives_all(files: dict[str, int]) -> None:
-    found = flat(files, shuffle_buffer=5, num_lanes=4)
+def test_small_blocks_still_give_all(files: dict[str, int]) -> None:
+    # Of four lanes of 25: blocks of 2, 2, ... 1.
+    found = flat(files, shuffle_block=5, num_lanes=4)
     assert len(set(found)) == 96
 
 
