@@ -18,7 +18,7 @@ from models.baselines import baselines
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
 from models.retrieval_evaluation import ModelScorer
-from models.warm_start import keep_terms
+from models.warm_start import check_layers, keep_terms
 from pipeline.console import say
 from pipeline.distribution import current_task, launch_local_workers
 from pipeline.model_training import Model, Trainer, Workers
@@ -276,6 +276,13 @@ class ModelStages:
         earlier, recent = refresh.earlier, None
         inputs = self._training_inputs(examples)
         if earlier is not None:
+            # Here, so that workers do not start to say it each.
+            check_layers(
+                earlier.path,
+                self.data.features,
+                self.run.config.retrieval,
+                self.run.config.retrieval_examples.example_age,
+            )
             inputs["earlier_model"] = earlier.fingerprint()
         if refresh.last_days is not None:
             recent = self.data.recent_examples(refresh.last_days)
