@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 from models.embeddings import local_component
 from models.keras_setup import tf
 from models.retrieval import RetrievalModel
+from models.saved_weights import reading_model
+from schemas.config import RetrievalConfig
 from schemas.errors import ArtifactError
-from schemas.features import FIXED_SPACES
+from schemas.features import FIXED_SPACES, FeatureSet, from_json
 from schemas.vocabularies import (
     Vocabulary,
     read_vocabulary,
@@ -226,7 +228,9 @@ class WarmStart:
         Raises:
           ArtifactError: the layers are not the same.
         """
-        _check_layers(self, model)
+        check_layers(
+            self.source, model.features, model.config, model.example_age
+        )
         terms = _read_terms(vocabularies, model)
         groupings = {
             "video": video_groupings(
@@ -272,29 +276,49 @@ def _read_terms(folder: str, model: RetrievalModel) -> dict[str, Vocabulary]:
     return terms
 
 
-def _check_layers(start: WarmStart, model: RetrievalModel) -> None:
-    old, new = _layers(start.model), _layers(model)
+def check_layers(
+    folder: str, features: FeatureSet, config: RetrievalConfig, age: bool
+) -> None:
+    """Checks that a saved model's layers can be those of a new one.
+
+    Args:
+      folder: of the saved model; its description alone is read.
+      features, config: of the new one.
+      age: whether it learns the example age.
+
+    Raises:
+      ArtifactError: they cannot, naming what differs; or the folder has no
+        complete model.
+    """
+    with reading_model(folder, "retrieval") as saved:
+        old = _layers(
+            from_json(saved["features"]),
+            RetrievalConfig(**saved["config"]),
+            saved["example_age"],
+        )
+    new = _layers(features, config, age)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise ArtifactError(
-                f"The model of {start.source} cannot begin this one: its "
-                f"{name} is {old.get(name)}, here it is {new.get(name)}. Set "
-                "it as it was, or train without --warm-start-from."
+                f"The model of {folder} cannot begin this one: its {name} is "
+                f"{old.get(name)}, here it is {new.get(name)}. Set it as it "
+                "was, or train without --warm-start-from."
             )
 
 
-def _layers(model: RetrievalModel) -> dict[str, Any]:
+def _layers(
+    features: FeatureSet, config: RetrievalConfig, age: bool
+) -> dict[str, Any]:
     """What the shapes and the meaning of a model's weights follow from."""
-    config = model.config.model_dump(mode="json")
     return {
         "query features": [
             f"{f.name} ({f.kind}{f' of {f.space}' if f.space else ''})"
-            for f in model.features.select("query")
+            for f in features.select("query")
         ],
-        "retrieval_examples.example_age": model.example_age,
+        "retrieval_examples.example_age": age,
         **{
             f"retrieval.{name}": value
-            for name, value in config.items()
+            for name, value in config.model_dump(mode="json").items()
             if name not in _OF_TRAINING
         },
     }

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
-from models.warm_start import keep_terms
+from models.warm_start import check_layers, keep_terms
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
@@ -259,6 +259,13 @@ class ModelStages:
         earlier, recent = refresh.earlier, None
         inputs = self._training_inputs(examples)
         if earlier is not None:
+            # Here, so that workers do not start to say it each.
+            check_layers(
+                earlier.path,
+                self.data.features,
+                self.run.config.retrieval,
+                self.run.config.retrieval_examples.example_age,
+            )
             inputs["earlier_model"] = earlier.fingerprint()
         if refresh.last_days is not None:
             recent = self.data.recent_examples(refresh.last_days)

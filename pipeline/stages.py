@@ -28,6 +28,7 @@ from schemas.vocabularies import read_vocabulary
 _COUNTS = ".counts.txt"
 # Both decide on the features, whatever the stage writes.
 _EXAMPLES = ("retrieval_examples", "ranking_examples")
+# Examples of a part may look back to the parts before it.
 _PARTS: tuple[PartName, ...] = ("train", "valid", "test")
 
 
@@ -115,8 +116,7 @@ def prepare(
     Args:
       run: the run.
       events: to start from; default is the newest of the work directory.
-      last_days: if given, also the examples of the last so many training
-        days alone, for a refresh.
+      last_days: also write `recent_examples`, of so many training days.
     """
     data = DataStages(run.building(*PREPARED, "recent_examples"), events)
     data.retrieval_examples()
@@ -279,7 +279,7 @@ class DataStages:
         parts: Sequence[PartName],
         since_us: int | None = None,
     ) -> Artifact:
-        read = _context_of(parts)
+        read = _PARTS[: _PARTS.index(parts[-1]) + 1]
         inputs = self._example_inputs(read)
         if since_us is not None:
             inputs["since_us"] = str(since_us)
@@ -314,7 +314,7 @@ class DataStages:
                 "the ranking model learns from. Map a table `impressions`, or "
                 "use the retrieval model alone."
             )
-        read = _context_of(parts)
+        read = _PARTS[: _PARTS.index(parts[-1]) + 1]
 
         def write(writer: ArtifactWriter) -> None:
             from beam_jobs import ranking_examples
@@ -379,11 +379,6 @@ class DataStages:
 
     def _options(self) -> PipelineOptions:
         return pipeline_options(self.run.beam_flags)
-
-
-def _context_of(parts: Sequence[PartName]) -> tuple[PartName, ...]:
-    """The parts that examples of these parts may look back to."""
-    return _PARTS[: _PARTS.index(parts[-1]) + 1]
 
 
 def _listing(root: str) -> str:

@@ -137,11 +137,8 @@ def test_a_day_later(
     assert days == {NEW_DAY}
     assert len(times) == recent.counts["train_examples"] > 50
 
-    said = _refused(
-        [*warm, "--workdir", str(work), "--set", "retrieval.token_dim=6"],
-        capsys,
-        code=1,
-    )
+    other = ["--set", "retrieval.token_dim=6", "--num-workers", "2"]
+    said = _refused([*warm, "--workdir", str(work), *other], capsys, code=1)
     assert "its retrieval.token_dim is 4, here it is 6" in said
 
     assert run(*warm, "--last-days", "1", config=path) == 0
