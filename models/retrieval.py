@@ -5,7 +5,7 @@ output embedding v [D] and a bias b, apart from the embeddings of the watch
 history. P(video) is the softmax of u.v + b over the corpus.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from models.embeddings import initial_table, local_component
@@ -136,18 +136,17 @@ class RetrievalModel(tfrs.Model):
             negatives = Negatives(negatives.ids, zeros)
             expected = tf.zeros_like(expected)
         rows, biases = self._outputs(tf.concat([labels, negatives.ids], 0))
-        total = 0.0
-        for query, part in zip(
-            self._split(queries), self._split(rows), strict=True
-        ):
-            losses = sampled_softmax_loss(
+        losses = [
+            sampled_softmax_loss(
                 query,
                 labels,
                 negatives,
                 lambda _, part=part: (part, biases),
                 expected,
             )
-            total += tf.reduce_sum(weights * losses)
+            for query, part in self._parts_of(queries, rows)
+        ]
+        total = tf.reduce_sum(weights * tf.add_n(losses))
         return total / global_batch_size, {}
 
     def full_softmax_loss(
@@ -164,15 +163,13 @@ class RetrievalModel(tfrs.Model):
         """
         queries, labels, weights = self._cases(inputs, training, step)
         rows, biases = self.output_embeddings[1:], self.output_biases[1:]
-        total = 0.0
-        for query, part in zip(
-            self._split(queries), self._split(rows), strict=True
-        ):
-            logits = tf.matmul(query, part, transpose_b=True) + biases
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels - 1, logits
+        losses = [
+            tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels - 1, tf.matmul(query, part, transpose_b=True) + biases
             )
-            total += tf.reduce_sum(weights * losses)
+            for query, part in self._parts_of(queries, rows)
+        ]
+        total = tf.reduce_sum(weights * tf.add_n(losses))
         return total / global_batch_size, {}
 
     def save(self, folder: str) -> None:  # type: ignore[override]
@@ -246,9 +243,16 @@ class RetrievalModel(tfrs.Model):
         """D, of all parts together."""
         return self.query_tower.num_parts * self.config.embedding_dim
 
-    def _split(self, embeddings: tf.Tensor) -> list[tf.Tensor]:
-        """[n, D] -> what each part learns with."""
-        return tf.split(embeddings, self.query_tower.num_parts, axis=1)
+    def _parts_of(
+        self, queries: tf.Tensor, outputs: tf.Tensor
+    ) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
+        """What each part of u learns with: its columns of [n, D], [m, D]."""
+        parts = self.query_tower.num_parts
+        return zip(
+            tf.split(queries, parts, axis=1),
+            tf.split(outputs, parts, axis=1),
+            strict=True,
+        )
 
     def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         table = local_component(self.output_embeddings)

@@ -44,7 +44,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         help="A YAML file, or a shipped name: demo, "
-        "paper, movielens-1m, kuairand.",
+        "paper, movielens-1m, movielens-1m-best, kuairand.",
     ),
 ]
 WorkdirOption = Annotated[

@@ -188,6 +188,41 @@ def test_the_loss_of_every_moment_is_that_of_the_history_rolled_back() -> None:
     assert abs(float(full) - float(found)) > 1e-3
 
 
+def test_beside_each_other_tower_and_encoder_learn_for_themselves() -> None:
+    beside = SEQUENCE.model_copy(update={"place": "beside"})
+    model, inputs = build(sequence=beside, num_negatives=50), batch()
+    queries = model.query_embedding(inputs).numpy()
+    embeddings, biases = (x.numpy() for x in model.candidates())
+    assert queries.shape == (8, 16) and embeddings.shape == (30, 16)
+    # The score of serving: both dot products, both biases.
+    own = model.output_biases.numpy()[1:]
+    np.testing.assert_allclose(biases, 2 * own, rtol=1e-6)
+    every = model.query_tower.of_each_moment(inputs).numpy()
+    np.testing.assert_allclose(every[:, 0], queries, atol=1e-5)
+    # Full softmax, moment by moment, each half with its half of the table.
+    history, labels = inputs["watch_history"].numpy(), inputs["label"].numpy()
+    total = 0.0
+    for i in range(8):
+        for j in range(6):
+            label = history[i, j - 1] if j else labels[i]
+            if label < 1:
+                continue
+            for half in (slice(0, 8), slice(8, 16)):
+                logits = embeddings[:, half] @ every[i, j, half] + own
+                loss = np.log(np.exp(logits).sum()) - logits[label - 1]
+                total += loss * float(inputs["example_weight"][i]) / 6
+    found, _ = model.full_softmax_loss(inputs, global_batch_size=8)
+    np.testing.assert_allclose(found, total / 8, rtol=1e-5)
+    # Nothing that the tower learns moves the encoder.
+    with tf.GradientTape() as tape:
+        first = tf.reduce_sum(model.query_embedding(inputs)[:, :8])
+    encoder = model.query_tower.sequence.trainable_variables
+    shared = model.embeddings.tables["video"]
+    gradients = tape.gradient(first, [*encoder, shared])
+    assert not any(np.any(g) for g in gradients[:-1])
+    assert np.any(tf.convert_to_tensor(gradients[-1]))
+
+
 def test_with_many_uniform_draws_the_loss_is_the_full_one() -> None:
     inputs = batch()
     model = build(num_negatives=200_000, sampler="uniform")
