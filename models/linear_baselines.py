@@ -10,7 +10,6 @@ from typing import Any
 import implicit
 import numpy as np
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from models.baselines import Watches, history_rows, popularity_counts
 from models.co_watch import bag_matrix
