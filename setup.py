@@ -45,6 +45,11 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.6,<2",
     # Kendall's tau, from which the share of ordered pairs follows exactly.
     "scipy>=1.16,<2",
+    # Matrix factorisation, a baseline of the evaluation; wheels for 3.11 to
+    # 3.13, and nothing new below it but tqdm.
+    "implicit>=0.7.3,<0.8",
+    # Keeps the BLAS to one thread below that library's own.
+    "threadpoolctl>=3.5,<4",
     # The protocol's messages, in which warm-up requests are written; the
     # only version between its TensorFlow bounds and Transform's.
     "tensorflow-serving-api>=2.19.1,<3",

@@ -12,9 +12,10 @@ import numpy as np
 from models.retrieval_metrics import checked_top_k
 from models.retrieval_ranks import LabelRanks
 
+Bucket = tuple[str, float, float]
 _DAY_US = 86_400_000_000
 # Distinct videos the user had watched before the case: name, from, below.
-ACTIVITY = (
+ACTIVITY: tuple[Bucket, ...] = (
     ("seen_0_to_5", 0, 6),
     ("seen_6_to_20", 6, 21),
     ("seen_21_to_100", 21, 101),
@@ -22,7 +23,7 @@ ACTIVITY = (
 )
 # Days from the upload to the moment of the case: name, from, below. A video
 # known at training that is uploaded after the moment is a new one, too.
-VIDEO_AGE = (
+VIDEO_AGE: tuple[Bucket, ...] = (
     ("under_2_days", -np.inf, 2),
     ("2_to_7_days", 2, 7),
     ("7_to_30_days", 7, 30),

@@ -23,16 +23,6 @@ CONFIG, VECTORS, LABELS = (
     "video_embeddings.tsv",
     "video_labels.tsv",
 )
-# Paths are relative to the folder of this file.
-_CONFIG_TEXT = f"""\
-embeddings {{
-  tensor_name: "video_embeddings"
-  tensor_shape: {{rows}}
-  tensor_shape: {{columns}}
-  tensor_path: "{VECTORS}"
-  metadata_path: "{LABELS}"
-}}
-"""
 
 
 def write_projector_files(
@@ -54,9 +44,7 @@ def write_projector_files(
                 f"Expected {len(vectors)} values of {name!r}, one a vector, "
                 f"got {len(values)}."
             )
-    rows, columns = vectors.shape
-    config = _CONFIG_TEXT.format(rows=rows, columns=columns)
-    _write(join(folder, CONFIG), config)
+    _write(join(folder, CONFIG), _config(*vectors.shape))
     numbers = ("\t".join(f"{x:.6g}" for x in row) for row in vectors.tolist())
     _write(join(folder, VECTORS), "".join(f"{line}\n" for line in numbers))
     cells = zip(*labels.values(), strict=True)
@@ -96,6 +84,19 @@ def video_labels(
         if name != "video_id":
             labels[name] = table[name].take(place).to_pylist()
     return labels
+
+
+def _config(rows: int, columns: int) -> str:
+    """A ProjectorConfig as text; paths are relative to its folder."""
+    return f"""\
+embeddings {{
+  tensor_name: "video_embeddings"
+  tensor_shape: {rows}
+  tensor_shape: {columns}
+  tensor_path: "{VECTORS}"
+  metadata_path: "{LABELS}"
+}}
+"""
 
 
 def _cell(value: object) -> str:

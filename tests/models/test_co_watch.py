@@ -1,5 +1,6 @@
 """Co-watch counts against hand numbers and a count by loops."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -31,18 +32,19 @@ def test_hand_numbers():
     # once, 1 -> 3 once at lag 2 and once at lag 1.
     log = watches_of((7, 1, 10), (7, 2, 20), (7, 3, 30), (9, 1, 10), (9, 3, 20))
     scores = CoWatch(log, 3).scores(history([2, 1], [1], []))
-    # 1 -> 2 is 1 / 2, 1 -> 3 is 2 / 2, 2 -> 3 is 1 / 1. Row 0: 2 at full, 1
-    # at half weight.
-    assert scores[0] == pytest.approx([0, 0.25, 1.5], abs=1e-5)
-    assert scores[1] == pytest.approx([0, 0.5, 1], abs=1e-5)
+    # 1 -> 2 and 2 -> 3 are 1 / sqrt(2 * 1), 1 -> 3 is 2 / sqrt(2 * 2). Row 0:
+    # 2 at full, 1 at half weight.
+    root = math.sqrt(0.5)
+    assert scores[0] == pytest.approx([0, root / 2, root + 0.5], abs=1e-5)
+    assert scores[1] == pytest.approx([0, root, 1], abs=1e-5)
     # Without history, popularity decides: 1 and 3 before 2, all below links.
     assert scores[2][0] == scores[2][2] > scores[2][1] > 0
     assert scores[2].max() < 1e-5
 
 
-def test_context_and_lags_end_at_the_steps():
+def test_context_and_steps_have_an_end():
     log = watches_of(*[(0, video, video) for video in range(1, 8)])
-    scores = CoWatch(log, 7, steps=2).scores(history([7, 0, 1], [1]))
+    scores = CoWatch(log, 7, steps=2, context=2).scores(history([7, 0, 1], [1]))
     # Only 7 (no successor) and the unknown 0 are read; 1 is too old.
     assert scores[0].max() < 1e-5
     # 1 -> 2 and 1 -> 3, and no further.
@@ -73,5 +75,7 @@ def test_equals_counting_by_loops(log, steps):
     total = Counter(r[1] for r in rows)
     for i in range(1, size + 1):
         for j in range(1, size + 1):
-            expected = pairs[i, j] / total[i] if pairs[i, j] else 0.0
+            expected = 0.0
+            if pairs[i, j]:
+                expected = pairs[i, j] / math.sqrt(total[i] * total[j])
             assert got[i - 1, j - 1] == pytest.approx(expected, abs=1e-5)
