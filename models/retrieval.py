@@ -2,17 +2,22 @@
 
 A query tower turns what is known of a user into u [D]; each video has an
 output embedding v [D] and a bias b, apart from the embeddings of the watch
-history. P(video) is the softmax of u.v + b over the corpus.
+history. P(video) is the softmax of u.v + b over the corpus; with a
+`temperature`, of u.v / temperature of vectors of length 1, and there is no b.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from models.embeddings import EmbeddingTables, initial_table, local_component
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf, tfrs
-from models.sampling import Negatives, Sampler, sampled_softmax_loss
+from models.sampling import Negatives, Sampler
 from models.saved_weights import read_weights, reading_model, write_model
+from models.softmax import in_batch_softmax_loss, sampled_softmax_loss
 from models.towers import Tower
 from schemas.config import RetrievalConfig
 from schemas.features import (
@@ -25,6 +30,8 @@ from schemas.features import (
 )
 
 LABEL, WEIGHT, AGE = "label", "example_weight", "example_age"
+# Settings of `negatives` whose candidates are the batch's labels.
+_IN_BATCH = ("in_batch", "mixed")
 
 
 class RetrievalModel(tfrs.Model):
@@ -41,9 +48,11 @@ class RetrievalModel(tfrs.Model):
       config: the model's section.
       seed: of initial weights, dropout and negatives.
       example_age: whether training examples carry their age (section 3.3).
+      label_counts: int [V], how often each video is a label; to train with
+        the unigram sampler, or with corrected in-batch or mixed negatives.
 
     Raises:
-      ValueError: a space without a size, or no videos.
+      ValueError: a space without a size, no videos, or counts that do not fit.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class RetrievalModel(tfrs.Model):
         seed: int,
         *,
         example_age: bool,
+        label_counts: np.ndarray | None = None,
     ) -> None:
         super().__init__(name="retrieval")
         self.features, self.config, self.seed = features, config, seed
@@ -84,9 +94,22 @@ class RetrievalModel(tfrs.Model):
             videos, config.embedding_dim, seed, "output", scale=0.05
         )
         self.output_biases = tf.Variable(tf.zeros([videos + 1]), name="biases")
+        self._label_counts = label_counts
+        if label_counts is not None or not needs_label_counts(config):
+            self._build_samplers()
+
+    def _build_samplers(self) -> None:
+        """Makes what training draws from; not needed to serve."""
+        config, videos = self.config, self._sizes["video"]
+        counts = self._label_counts
         self.sampler = Sampler(
-            config.sampler, videos, config.num_negatives, seed
+            config.sampler, videos, config.num_negatives, self.seed, counts
         )
+        # A batch's labels are as if drawn by their share.
+        if needs_label_counts(config) and config.negatives in _IN_BATCH:
+            self._label_shares = Sampler(
+                "unigram", videos, 1, self.seed, counts
+            )
 
     @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
@@ -125,19 +148,24 @@ class RetrievalModel(tfrs.Model):
                 age = tf.zeros(tf.shape(parts[0])[:1])
             parts.append(age[:, None])
         index = features.get(EXAMPLE_INDEX)
-        return self.query_tower(
+        embeddings = self.query_tower(
             tf.concat(parts, axis=1),
             training=training,
             step=step,
             first_row=0 if index is None else index[0],
         )
+        if self.config.temperature is None:
+            return embeddings
+        return tf.math.l2_normalize(embeddings, axis=1)
 
     def candidates(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns all videos' output embeddings [V, D] and biases [V].
 
-        Row i belongs to id i + 1.
+        Row i belongs to id i + 1. With a temperature they are of the length
+        1 / temperature and the biases zero, so that the score is u.v + b
+        everywhere.
         """
-        return self.output_embeddings[1:], self.output_biases[1:]
+        return self._scaled(self.output_embeddings[1:], self.output_biases[1:])
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -159,22 +187,80 @@ class RetrievalModel(tfrs.Model):
         Returns:
           float32 [], the weighted sum over the rows / `global_batch_size`, and
           no further metrics.
+
+        Raises:
+          ValueError: label counts are needed, and were not given.
         """
-        negatives = self.sampler.draw(step)
-        expected = self.sampler.log_expected(inputs[LABEL])
+        if not hasattr(self, "sampler"):
+            raise ValueError(
+                "Training with this `sampler` or these `negatives` needs the "
+                "`label_counts` of the training examples; they are no part of "
+                "a saved model. Give them when building the model."
+            )
+        queries = self.query_embedding(inputs, training=training, step=step)
+        if self.config.negatives in _IN_BATCH:
+            total = self._in_batch_loss(
+                queries, inputs, step, global_batch_size
+            )
+        else:
+            losses = self._sampled_losses(queries, inputs, step)
+            total = tf.reduce_sum(inputs[WEIGHT] * losses)
+        return total / global_batch_size, {}
+
+    def _sampled_losses(
+        self,
+        queries: tf.Tensor,
+        inputs: Mapping[str, tf.Tensor],
+        step: tf.Tensor | int,
+    ) -> tf.Tensor:
+        """Losses against drawn negatives, of the batch or of each row."""
+        labels = inputs[LABEL]
+        if self.config.negatives == "list_wise":
+            index = inputs.get(EXAMPLE_INDEX)
+            negatives = self.sampler.draw_rows(
+                step, 0 if index is None else index[0], tf.shape(labels)[0]
+            )
+        else:
+            negatives = self.sampler.draw(step)
+        expected = self.sampler.log_expected(labels)
         if not self.config.logq_correction:
             zeros = tf.zeros_like(negatives.log_expected)
             negatives = Negatives(negatives.ids, zeros)
             expected = tf.zeros_like(expected)
-        losses = sampled_softmax_loss(
-            self.query_embedding(inputs, training=training, step=step),
-            inputs[LABEL],
-            negatives,
-            self._outputs,
-            expected,
+        return sampled_softmax_loss(
+            queries, labels, negatives, self._outputs, expected
         )
-        total = tf.reduce_sum(inputs[WEIGHT] * losses)
-        return total / global_batch_size, {}
+
+    def _in_batch_loss(
+        self,
+        queries: tf.Tensor,
+        inputs: Mapping[str, tf.Tensor],
+        step: tf.Tensor | int,
+        global_batch_size: int,
+    ) -> tf.Tensor:
+        """The loss against the batch's labels, if mixed also drawn ones."""
+        mixed = self.config.negatives == "mixed"
+
+        def log_expected(ids: tf.Tensor) -> tf.Tensor:
+            if not self.config.logq_correction:
+                return tf.zeros(tf.shape(ids))
+            # E = G p(label) + S q(negative): what both sources give.
+            expected = self._label_shares.log_expected(ids)
+            expected += math.log(global_batch_size)
+            if not mixed:
+                return expected
+            return tf.reduce_logsumexp(
+                [expected, self.sampler.log_expected(ids)], axis=0
+            )
+
+        return in_batch_softmax_loss(
+            queries,
+            inputs[LABEL],
+            inputs[WEIGHT],
+            self._outputs,
+            log_expected,
+            self.sampler.draw(step).ids if mixed else None,
+        )
 
     def full_softmax_loss(
         self,
@@ -265,7 +351,25 @@ class RetrievalModel(tfrs.Model):
     def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         table = local_component(self.output_embeddings)
         biases = local_component(self.output_biases)
-        return tf.gather(table, ids), tf.gather(biases, ids)
+        return self._scaled(tf.gather(table, ids), tf.gather(biases, ids))
+
+    def _scaled(
+        self, embeddings: tf.Tensor, biases: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Output embeddings and biases as scores use them."""
+        if self.config.temperature is None:
+            return embeddings, biases
+        unit = tf.math.l2_normalize(embeddings, axis=-1)
+        return unit / self.config.temperature, tf.zeros_like(biases)
+
+
+def needs_label_counts(config: RetrievalConfig) -> bool:
+    """Whether training needs to know how often each video is a label."""
+    in_batch = config.negatives in _IN_BATCH
+    drawn = config.negatives != "in_batch"
+    return (drawn and config.sampler == "unigram") or (
+        in_batch and config.logq_correction
+    )
 
 
 class FullSoftmaxModel(RetrievalModel):

@@ -8,8 +8,14 @@ from typing import Any, Literal
 from models import ranking_evaluation, retrieval_evaluation
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
+from models.label_counts import label_counts
 from models.ranking import RankingModel
-from models.retrieval import FullSoftmaxModel, RetrievalModel
+from models.retrieval import (
+    LABEL,
+    FullSoftmaxModel,
+    RetrievalModel,
+    needs_label_counts,
+)
 from models.retrieval_evaluation import ModelScorer
 from pipeline.distribution import StrategyName, make_strategy, worker_rows
 from pipeline.run import Run
@@ -80,7 +86,9 @@ class Trainer:
             )
 
         build = {
-            "retrieval": functools.partial(self._new_retrieval, variant),
+            "retrieval": functools.partial(
+                self._new_retrieval, examples, variant
+            ),
             "ranking": functools.partial(self._new_ranking, section),
         }[which]
         evaluate: Callable[[Any], Mapping[str, float]] = {
@@ -121,14 +129,23 @@ class Trainer:
         )
         return join(self.run.workdir, "training", f"{which}-{key[:12]}")
 
-    def _new_retrieval(self, variant: str) -> RetrievalModel:
-        kind = FullSoftmaxModel if variant == "full_softmax" else RetrievalModel
+    def _new_retrieval(
+        self, examples: Artifact, variant: str
+    ) -> RetrievalModel:
+        full = variant == "full_softmax"
+        counts = None
+        if needs_label_counts(self.run.config.retrieval) and not full:
+            counts = label_counts(
+                examples.files("train-"), LABEL, self.data.sizes["video"]
+            )
+        kind = FullSoftmaxModel if full else RetrievalModel
         return kind(
             self.data.features,
             self.data.sizes,
             self.run.config.retrieval,
             self.run.config.seed,
             example_age=self.run.config.retrieval_examples.example_age,
+            label_counts=counts,
         )
 
     def _new_ranking(self, section: RankingConfig) -> RankingModel:

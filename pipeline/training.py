@@ -13,53 +13,21 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from models.embeddings import local_component
-from models.keras_setup import keras, tf
-from models.optimizers import table_optimizer
+from models.keras_setup import tf
+from models.training_step import StepSection, TrainingStep
 from pipeline.distribution import current_task
 from pipeline.training_report import TrainingReport
 from schemas.errors import InputError, WatchnextError
 
-Batch = Mapping[str, Any]
 # Losses are looked at in groups: reading each would wait for each step.
 _CHECK_EVERY = 50
 
 
-class Trainable(Protocol):
-    """What the loop asks of a model (a `tfrs.Model`)."""
-
-    @property
-    def table_variables(self) -> tuple[tf.Variable, ...]:
-        """Embedding tables and alike, whose rows are updated sparsely."""
-
-    @property
-    def dense_variables(self) -> tuple[tf.Variable, ...]:
-        """All other weights."""
-
-    def compute_loss(
-        self,
-        inputs: Batch,
-        *,
-        training: bool,
-        step: tf.Tensor,
-        global_batch_size: int,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Returns sum over the rows / global batch size, and such metrics."""
-
-
-class TrainingSection(Protocol):
+class TrainingSection(StepSection, Protocol):
     """The fields that the sections `retrieval` and `ranking` share."""
 
-    @property
-    def table_optimizer(self) -> Literal["rowwise_adagrad", "lazy_adam"]: ...
-    @property
-    def table_learning_rate(self) -> float: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def batch_size(self) -> int: ...
     @property
     def epochs(self) -> int: ...
     @property
@@ -111,7 +79,8 @@ def train(
     """Trains until the epochs or the patience run out.
 
     Args:
-      build_model: called once, under the strategy; gives a `Trainable`.
+      build_model: called once, under the strategy; gives a
+        `models.training_step.Trainable`.
       make_dataset: (epoch from 1, batches to skip) -> this process's part of
         the epoch's batches, of equal size; see `models.inputs.dataset` and
         `distribution.worker_rows`.
@@ -182,23 +151,15 @@ class _Run:
         self._saved_state = tf.Variable("", dtype=tf.string, trainable=False)
         with strategy.scope():
             self.model = model = build_model()
-            self.tables = table_optimizer(
-                config.table_optimizer, config.table_learning_rate
-            )
-            self.dense = keras.optimizers.Adam(
-                config.learning_rate, jit_compile=False
-            )
-            # Before they are tracked: they list their variables once.
-            self.tables.build(model.table_variables)
-            self.dense.build(model.dense_variables)
+            self._step = TrainingStep(model, config)
         self._best = tf.train.Checkpoint(
             tables=list(model.table_variables),
             dense=list(model.dense_variables),
         )
         self._checkpoint = tf.train.Checkpoint(
             weights=self._best,
-            table_optimizer=self.tables,
-            dense_optimizer=self.dense,
+            table_optimizer=self._step.tables,
+            dense_optimizer=self._step.dense,
             state=self._saved_state,
         )
         self._train_step = tf.function(self._distributed_step)
@@ -317,29 +278,10 @@ class _Run:
     def _distributed_step(
         self, batch: Any, step: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        results = self.strategy.run(self._replica_step, args=(batch, step))
+        results = self.strategy.run(self._step, args=(batch, step))
         total = functools.partial(self.strategy.reduce, "sum", axis=None)
         loss, metrics = results
         return total(loss), {k: total(v) for k, v in metrics.items()}
-
-    def _replica_step(
-        self, batch: Batch, step: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        tables = self.model.table_variables
-        dense = self.model.dense_variables
-        with tf.GradientTape() as tape:
-            loss, metrics = self.model.compute_loss(
-                batch,
-                training=True,
-                step=step,
-                global_batch_size=self.config.batch_size,
-            )
-        # Rows were gathered from this replica's copies: see embeddings.
-        copies = [local_component(table) for table in tables]
-        row_grads, dense_grads = tape.gradient(loss, (copies, list(dense)))
-        self.tables.apply_gradients(_present(row_grads, tables))
-        self.dense.apply_gradients(_present(dense_grads, dense))
-        return loss, metrics
 
     def _check(self, recent: list[Any], report: TrainingReport) -> None:
         """Adds up and reports the last steps' losses."""
@@ -387,9 +329,3 @@ class _Run:
 
     def _path(self, name: str) -> str:
         return str(tf.io.gfile.join(self._workdir, name))
-
-
-def _present(gradients: Any, variables: Any) -> list[tuple[Any, Any]]:
-    """Pairs, without the variables that the loss does not use."""
-    pairs = zip(gradients, variables, strict=True)
-    return [(g, v) for g, v in pairs if g is not None]
