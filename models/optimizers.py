@@ -106,6 +106,8 @@ class RowwiseAdagrad(RowOptimizer):
         """Updates the gradient's rows of one table."""
         rows, values = gradient.indices, gradient.values
         accumulator = self._slots(self._accumulators, variable)
+        # Rows from several replicas have lost their static width.
+        values = tf.ensure_shape(values, [None, *variable.shape[1:]])
         total = tf.gather(accumulator, rows) + _mean_square(values)
         accumulator.scatter_update(tf.IndexedSlices(total, rows))
         scale = self.learning_rate / (tf.sqrt(total) + self.epsilon)

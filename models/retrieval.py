@@ -15,7 +15,7 @@ import numpy as np
 from models.embeddings import EmbeddingTables, initial_table, local_component
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf, tfrs
-from models.sampling import Negatives, Sampler
+from models.sampling import Negatives, Sampler, unigram_shares
 from models.saved_weights import read_weights, reading_model, write_model
 from models.softmax import in_batch_softmax_loss, sampled_softmax_loss
 from models.towers import Tower
@@ -94,22 +94,27 @@ class RetrievalModel(tfrs.Model):
             videos, config.embedding_dim, seed, "output", scale=0.05
         )
         self.output_biases = tf.Variable(tf.zeros([videos + 1]), name="biases")
-        self._label_counts = label_counts
-        if label_counts is not None or not needs_label_counts(config):
-            self._build_samplers()
+        self._can_train = label_counts is not None or not needs_label_counts(
+            config
+        )
+        if self._can_train:
+            self._prepare_negatives(label_counts)
 
-    def _build_samplers(self) -> None:
+    def _prepare_negatives(self, label_counts: np.ndarray | None) -> None:
         """Makes what training draws from; not needed to serve."""
         config, videos = self.config, self._sizes["video"]
-        counts = self._label_counts
-        self.sampler = Sampler(
-            config.sampler, videos, config.num_negatives, self.seed, counts
-        )
-        # A batch's labels are as if drawn by their share.
-        if needs_label_counts(config) and config.negatives in _IN_BATCH:
-            self._label_shares = Sampler(
-                "unigram", videos, 1, self.seed, counts
+        if config.negatives != "in_batch":
+            self.sampler = Sampler(
+                config.sampler,
+                videos,
+                config.num_negatives,
+                self.seed,
+                label_counts,
             )
+        if config.negatives in _IN_BATCH and config.logq_correction:
+            # A batch's labels are as if drawn by their share.
+            shares = unigram_shares(label_counts, videos)
+            self._log_label_shares = tf.constant(np.log(shares), tf.float32)
 
     @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
@@ -191,7 +196,7 @@ class RetrievalModel(tfrs.Model):
         Raises:
           ValueError: label counts are needed, and were not given.
         """
-        if not hasattr(self, "sampler"):
+        if not self._can_train:
             raise ValueError(
                 "Training with this `sampler` or these `negatives` needs the "
                 "`label_counts` of the training examples; they are no part of "
@@ -245,7 +250,7 @@ class RetrievalModel(tfrs.Model):
             if not self.config.logq_correction:
                 return tf.zeros(tf.shape(ids))
             # E = G p(label) + S q(negative): what both sources give.
-            expected = self._label_shares.log_expected(ids)
+            expected = tf.gather(self._log_label_shares, ids - 1)
             expected += math.log(global_batch_size)
             if not mixed:
                 return expected

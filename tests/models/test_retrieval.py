@@ -298,3 +298,8 @@ def test_a_loaded_model_serves_without_label_counts(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="label_counts"):
         loaded.compute_loss(inputs, step=1, global_batch_size=8)
+    # Uncorrected, the batch's own labels need no counts, nor a sampler.
+    plain = build(
+        sampler="unigram", negatives="in_batch", logq_correction=False
+    )
+    plain.compute_loss(inputs, step=1, global_batch_size=8)

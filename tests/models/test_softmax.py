@@ -215,17 +215,17 @@ def mean_gradient(
     return total / steps
 
 
-def test_one_draw_of_4096_gives_the_full_gradient() -> None:
-    corpus = Corpus(size=500)
+def test_4096_draws_give_the_full_gradient() -> None:
+    corpus = Corpus()
     full = corpus.full()[1]
 
     def cosine(corrected: bool) -> float:
-        found = mean_gradient(corpus, corrected, 1, 4096)
+        found = mean_gradient(corpus, corrected, 10, 4096)
         product = (found * full).sum()
         return product / np.linalg.norm(found) / np.linalg.norm(full)
 
     assert cosine(True) > 0.99
-    assert cosine(False) < 0.99
+    assert cosine(False) < 0.95
 
 
 def test_the_expected_corrected_gradient_is_the_full_one() -> None:
