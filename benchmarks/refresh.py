@@ -170,7 +170,9 @@ class Measured:
     def moved(self, earlier: Artifact) -> RetrievalModel:
         """The earlier model under the new ids, before any step."""
         start = WarmStart.read(earlier.path)
-        return self.trainer.new_retrieval(start=start)
+        return self.trainer.new_retrieval(
+            self.data.retrieval_examples(), start=start
+        )
 
 
 def steps(model: Artifact, examples: int, batch_size: int) -> int:

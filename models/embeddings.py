@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from models.keras_setup import tf
+from models.random_rows import PHILOX
+from models.rows import sum_prefixes
 
 
 class EmbeddingTables(tf.Module):
@@ -81,8 +83,7 @@ class EmbeddingTables(tf.Module):
     ) -> tf.Tensor:
         """Returns means over several prefixes of the same bags.
 
-        The rows are gathered once, and their gradient [..., L, D] is made
-        once, however many prefixes there are.
+        Each distinct row is gathered once; see `models.rows`.
 
         Args:
           space: the ID space.
@@ -92,17 +93,20 @@ class EmbeddingTables(tf.Module):
         Returns:
           float32 [..., number of prefixes, D].
         """
-        longest = None if None in firsts else max(f for f in firsts if f)
-        ids = ids[..., :longest]
         slots = tf.range(tf.shape(ids)[-1])
-        weights = []
+        lengths = []
         for first in firsts:
             inside = slots < first if first else slots >= 0
             entries = tf.cast((ids >= 0) & inside, tf.float32)
-            length = tf.reduce_sum(entries, axis=-1, keepdims=True)
-            known = entries * tf.cast(ids > 0, tf.float32)
-            weights.append(known / tf.maximum(length, 1.0))
-        return tf.matmul(tf.stack(weights, axis=-2), self._rows(space, ids))
+            lengths.append(tf.reduce_sum(entries, axis=-1))
+        sums = sum_prefixes(
+            local_component(self._table(space)),
+            tf.reshape(ids, [-1, tf.shape(ids)[-1]]),
+            firsts,
+        )
+        lengths = tf.stack(lengths, axis=-1)[..., None]
+        shape = tf.concat([tf.shape(lengths)[:-1], [self.dim(space)]], axis=0)
+        return tf.reshape(sums, shape) / tf.maximum(lengths, 1.0)
 
     def _rows(self, space: str, ids: tf.Tensor) -> tf.Tensor:
         # Padding reads row 0; whoever calls gives that row the weight zero.
@@ -131,15 +135,28 @@ def initial_table(
             f"Table {name!r} needs a size of at least 0 and a dimension of "
             f"at least 1, received {size} and {dim}."
         )
-    rows = tf.random.stateless_uniform(
-        [size, dim],
-        seed=[seed, zlib.crc32(name.encode())],
-        minval=-scale,
-        maxval=scale,
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(
+        seed=tf.constant([seed, zlib.crc32(name.encode())], tf.int64)
     )
-    return tf.Variable(
-        tf.concat([tf.zeros([1, dim]), rows], axis=0), name=f"{name}_table"
+    shape = tf.constant([size + 1, dim])
+    rows = _initial_rows(shape, key, counter, tf.constant(scale))
+    return tf.Variable(rows, name=f"{name}_table")
+
+
+@tf.function
+def _initial_rows(
+    shape: tf.Tensor, key: tf.Tensor, counter: tf.Tensor, scale: tf.Tensor
+) -> tf.Tensor:
+    """Uniform rows and a zero first one, in the memory of the result.
+
+    As a graph each operation works in the buffer of the one before it; step by
+    step, a table of gigabytes would need its memory several times.
+    """
+    uniform = tf.raw_ops.StatelessRandomUniformV2(
+        shape=shape, key=key, counter=counter, alg=PHILOX
     )
+    known = tf.cast(tf.range(shape[0]) > 0, tf.float32)[:, None]
+    return (uniform * (2.0 * scale) - scale) * known
 
 
 def local_component(variable: tf.Variable) -> tf.Variable:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from models.embeddings import local_component
 from models.keras_setup import keras, tf
+from models.rows import in_xla, merge_rows
 
 
 def table_optimizer(
@@ -38,22 +39,6 @@ def table_optimizer(
         "`table_optimizer` must be 'rowwise_adagrad' or 'lazy_adam', "
         f"received {name!r}."
     )
-
-
-def merge_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
-    """Adds the rows that have the same index, in their order.
-
-    Args:
-      gradient: values [n, ...], indices [n].
-
-    Returns:
-      The same gradient with distinct indices, in order of first occurrence.
-    """
-    distinct, position = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(
-        gradient.values, position, tf.size(distinct)
-    )
-    return tf.IndexedSlices(values, distinct, gradient.dense_shape)
 
 
 class RowOptimizer(keras.optimizers.Optimizer):
@@ -121,11 +106,12 @@ class RowwiseAdagrad(RowOptimizer):
         """Updates the gradient's rows of one table."""
         rows, values = gradient.indices, gradient.values
         accumulator = self._slots(self._accumulators, variable)
-        total = tf.gather(accumulator, rows) + _row_mean(values**2)
+        # Rows from several replicas have lost their static width.
+        values = tf.ensure_shape(values, [None, *variable.shape[1:]])
+        total = tf.gather(accumulator, rows) + _mean_square(values)
         accumulator.scatter_update(tf.IndexedSlices(total, rows))
         scale = self.learning_rate / (tf.sqrt(total) + self.epsilon)
-        change = _per_row(scale, values) * values
-        variable.scatter_sub(tf.IndexedSlices(change, rows))
+        _subtract(variable, rows, _per_row(scale, values) * values)
 
 
 class LazyAdam(RowOptimizer):
@@ -185,7 +171,41 @@ class LazyAdam(RowOptimizer):
         scale = self.learning_rate * unbias
         spread = tf.sqrt(second) + self.epsilon * _per_row(root, values)
         change = _per_row(scale, values) * first / spread
-        variable.scatter_sub(tf.IndexedSlices(change, rows))
+        _subtract(variable, rows, change)
+
+
+class DenseAdam(keras.optimizers.Adam):
+    """Adam for weights that every step updates as a whole.
+
+    The rule and the state are those of the base class; here one fused
+    operation reads and writes each weight once.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        name: str = "DenseAdam",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("jit_compile", False)
+        super().__init__(learning_rate, name=name, **kwargs)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one variable by its dense gradient."""
+        index = self._index_dict[self._var_key(variable)]
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=local_component(self._momentums[index]).handle,
+            v=local_component(self._velocities[index]).handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=tf.pow(self.beta_2, step),
+            lr=tf.cast(self.learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 def _as_rows(gradient: tf.Tensor | tf.IndexedSlices | None) -> Any:
@@ -202,9 +222,27 @@ def _one_minus_power(beta: float, count: tf.Tensor) -> tf.Tensor:
     return -tf.math.expm1(count * math.log(beta))
 
 
-def _row_mean(values: tf.Tensor) -> tf.Tensor:
-    """Mean over all axes but the first; [n] stays as it is."""
-    return tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
+def _mean_square(values: tf.Tensor) -> tf.Tensor:
+    """Mean square over all axes but the first, [n]."""
+    axes = list(range(1, values.shape.rank))
+    if not axes or in_xla():
+        return tf.reduce_mean(values**2, axis=axes)
+    # One pass; `values**2` would be written out. XLA fuses that, and has no
+    # such norm.
+    norm = tf.math.reduce_euclidean_norm(values, axis=axes)
+    return norm**2 / math.prod(values.shape[1:])
+
+
+def _subtract(
+    variable: tf.Variable, rows: tf.Tensor, change: tf.Tensor
+) -> None:
+    """Subtracts from distinct rows.
+
+    Writing new rows is a copy of memory; `scatter_sub` goes through each row
+    by itself and takes three times as long.
+    """
+    updated = tf.gather(variable, rows) - change
+    variable.scatter_update(tf.IndexedSlices(updated, rows))
 
 
 def _per_row(scale: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,7 @@ learnt from impressions whose position was dropped.
 """
 
 from models.keras_setup import tf
-from models.towers import row_uniform
+from models.random_rows import row_uniform
 
 # Positions from here on share one bias; 0 is "not known".
 LAST_POSITION = 100

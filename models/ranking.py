@@ -20,9 +20,10 @@ from models.embeddings import EmbeddingTables
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import keras, tf, tfrs
 from models.position_bias import PositionBias
+from models.random_rows import row_uniform
 from models.ranking_tasks import WATCH_TIME, WATCH_TIME_OUTPUT
 from models.saved_weights import read_weights, reading_model, write_model
-from models.towers import Tower, row_uniform
+from models.towers import Tower
 from schemas.config import RankingConfig
 from schemas.features import (
     CONTINUOUS_WIDTH,

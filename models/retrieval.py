@@ -2,16 +2,20 @@
 
 A query tower turns what is known of a user into u [D]; each video has an
 output embedding v [D] and a bias b, apart from the embeddings of the watch
-history. P(video) is the softmax of u.v + b over the corpus.
+history. P(video) is the softmax of u.v + b over the corpus; with a
+`temperature`, of u.v / temperature of vectors of length 1, and there is no b.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from models.embeddings import initial_table, local_component
+from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf, tfrs
+from models.negatives import Cases, NegativesLoss, needs_label_counts
 from models.query_tower import HISTORY, QueryTower
-from models.sampling import Negatives, Sampler, sampled_softmax_loss
 from models.saved_weights import read_weights, reading_model, write_model
 from schemas.config import RetrievalConfig
 from schemas.features import FIXED_SPACES, FeatureSet, from_json, to_json
@@ -28,9 +32,11 @@ class RetrievalModel(tfrs.Model):
       config: the model's section.
       seed: of initial weights, dropout and negatives.
       example_age: whether training examples carry their age (section 3.3).
+      label_counts: int [V], how often each video is a label; to train with
+        the unigram sampler, or with corrected in-batch or mixed negatives.
 
     Raises:
-      ValueError: a space without a size, or no videos.
+      ValueError: a space without a size, no videos, or counts that do not fit.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class RetrievalModel(tfrs.Model):
         seed: int,
         *,
         example_age: bool,
+        label_counts: np.ndarray | None = None,
     ) -> None:
         super().__init__(name="retrieval")
         self.features, self.config, self.seed = features, config, seed
@@ -62,9 +69,12 @@ class RetrievalModel(tfrs.Model):
             videos, self._dim, seed, "output", scale=0.05
         )
         self.output_biases = tf.Variable(tf.zeros([videos + 1]), name="biases")
-        self.sampler = Sampler(
-            config.sampler, videos, config.num_negatives, seed
-        )
+        # What training needs, and serving does not.
+        self.negatives: NegativesLoss | None = None
+        if label_counts is not None or not needs_label_counts(config):
+            self.negatives = NegativesLoss(
+                config, videos, seed, label_counts, self._num_parts
+            )
 
     @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
@@ -96,16 +106,21 @@ class RetrievalModel(tfrs.Model):
         Returns:
           float32 [B, D].
         """
-        return self.query_tower(features, training=training, step=step)
+        return self._unit(
+            self.query_tower(features, training=training, step=step)
+        )
 
     def candidates(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns all videos' output embeddings [V, D] and biases [V].
 
         Row i belongs to id i + 1. Of several parts the scores add up, and
-        each part's has the bias.
+        each part's has the bias. With a temperature each part is of the
+        length 1 / temperature, and there is no bias.
         """
-        parts = self.query_tower.num_parts
-        return self.output_embeddings[1:], parts * self.output_biases[1:]
+        embeddings, biases = self._scaled(
+            self.output_embeddings[1:], self.output_biases[1:]
+        )
+        return embeddings, self._num_parts * biases
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -127,26 +142,22 @@ class RetrievalModel(tfrs.Model):
         Returns:
           float32 [], the weighted sum over the rows / `global_batch_size`, and
           no further metrics.
+
+        Raises:
+          ValueError: label counts are needed, and were not given.
         """
-        negatives = self.sampler.draw(step)
-        queries, labels, weights = self._cases(inputs, training, step)
-        expected = self.sampler.log_expected(labels)
-        if not self.config.logq_correction:
-            zeros = tf.zeros_like(negatives.log_expected)
-            negatives = Negatives(negatives.ids, zeros)
-            expected = tf.zeros_like(expected)
-        rows, biases = self._outputs(tf.concat([labels, negatives.ids], 0))
-        losses = [
-            sampled_softmax_loss(
-                query,
-                labels,
-                negatives,
-                lambda _, part=part: (part, biases),
-                expected,
+        if self.negatives is None:
+            raise ValueError(
+                "Training with this `sampler` or these `negatives` needs the "
+                "`label_counts` of the training examples; they are no part of "
+                "a saved model. Give them when building the model."
             )
-            for query, part in self._parts_of(queries, rows)
-        ]
-        total = tf.reduce_sum(weights * tf.add_n(losses))
+        total = self.negatives(
+            self._cases(inputs, training, step),
+            self._outputs,
+            step,
+            global_batch_size,
+        )
         return total / global_batch_size, {}
 
     def full_softmax_loss(
@@ -161,15 +172,21 @@ class RetrievalModel(tfrs.Model):
 
         Its cost grows with V; takes and returns what `compute_loss` does.
         """
-        queries, labels, weights = self._cases(inputs, training, step)
-        rows, biases = self.output_embeddings[1:], self.output_biases[1:]
+        cases, parts = self._cases(inputs, training, step), self._num_parts
+        embeddings, biases = self._scaled(
+            self.output_embeddings[1:], self.output_biases[1:]
+        )
         losses = [
             tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels - 1, tf.matmul(query, part, transpose_b=True) + biases
+                cases.labels - 1, tf.matmul(u, v, transpose_b=True) + biases
             )
-            for query, part in self._parts_of(queries, rows)
+            for u, v in zip(
+                tf.split(cases.queries, parts, axis=1),
+                tf.split(embeddings, parts, axis=1),
+                strict=True,
+            )
         ]
-        total = tf.reduce_sum(weights * tf.add_n(losses))
+        total = tf.reduce_sum(cases.weights * tf.add_n(losses))
         return total / global_batch_size, {}
 
     def save(self, folder: str) -> None:  # type: ignore[override]
@@ -213,17 +230,19 @@ class RetrievalModel(tfrs.Model):
         inputs: Mapping[str, tf.Tensor],
         training: bool,
         step: tf.Tensor | int,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Queries [n, D], labels [n] and weights [n] to learn from.
+    ) -> Cases:
+        """What there is to learn: n is B, or B L if each moment is learnt.
 
-        n is B, or B L if each moment of the history is learnt: a moment's
-        label is the watch after it, and it weighs 1 / L of its example.
+        A moment's label is the watch after it, and it weighs 1 / L of its
+        example.
         """
         labels, weights = inputs[LABEL], inputs[WEIGHT]
+        index = inputs.get(EXAMPLE_INDEX)
+        first = 0 if index is None else index[0]
         sequence = self.config.sequence
         if sequence is None or not sequence.every_moment:
             queries = self.query_embedding(inputs, training=training, step=step)
-            return queries, labels, weights
+            return Cases(queries, labels, weights, first)
         queries = self.query_tower.of_each_moment(
             inputs, training=training, step=step
         )
@@ -232,32 +251,43 @@ class RetrievalModel(tfrs.Model):
         # An unknown watch teaches nothing, as in the examples' own labels.
         weights = weights[:, None] * tf.cast(labels > 0, tf.float32)
         weights /= sequence.length
-        return (
-            tf.reshape(queries, [-1, self._dim]),
+        return Cases(
+            self._unit(tf.reshape(queries, [-1, self._dim])),
             tf.reshape(tf.maximum(labels, 1), [-1]),
             tf.reshape(weights, [-1]),
+            first * sequence.length,
         )
+
+    @property
+    def _num_parts(self) -> int:
+        return self.query_tower.num_parts
 
     @property
     def _dim(self) -> int:
         """D, of all parts together."""
-        return self.query_tower.num_parts * self.config.embedding_dim
-
-    def _parts_of(
-        self, queries: tf.Tensor, outputs: tf.Tensor
-    ) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
-        """What each part of u learns with: its columns of [n, D], [m, D]."""
-        parts = self.query_tower.num_parts
-        return zip(
-            tf.split(queries, parts, axis=1),
-            tf.split(outputs, parts, axis=1),
-            strict=True,
-        )
+        return self._num_parts * self.config.embedding_dim
 
     def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         table = local_component(self.output_embeddings)
         biases = local_component(self.output_biases)
-        return tf.gather(table, ids), tf.gather(biases, ids)
+        return self._scaled(tf.gather(table, ids), tf.gather(biases, ids))
+
+    def _scaled(
+        self, embeddings: tf.Tensor, biases: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Output embeddings and biases as scores use them."""
+        if self.config.temperature is None:
+            return embeddings, biases
+        unit = self._unit(embeddings) / self.config.temperature
+        return unit, tf.zeros_like(biases)
+
+    def _unit(self, embeddings: tf.Tensor) -> tf.Tensor:
+        """With a temperature, [..., D] whose parts are of length 1."""
+        if self.config.temperature is None:
+            return embeddings
+        parts = tf.split(embeddings, self._num_parts, axis=-1)
+        units = [tf.math.l2_normalize(part, axis=-1) for part in parts]
+        return tf.concat(units, axis=-1)
 
 
 class FullSoftmaxModel(RetrievalModel):

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from models.keras_setup import keras, tf
-
-_PHILOX = 1  # tf.random.Algorithm.PHILOX, as the raw op wants it.
-_WORDS_PER_COUNTER = 4  # One step of Philox's counter gives four uint32.
+from models.random_rows import Number, row_uniform
 
 
 class Tower(tf.Module):
@@ -103,8 +101,8 @@ class Tower(tf.Module):
 def dropped(
     values: tf.Tensor,
     rate: float,
-    key: tuple[tf.Tensor | int, tf.Tensor | int, tf.Tensor | int],
-    first_row: tf.Tensor | int,
+    key: tuple[Number, Number, Number],
+    first_row: Number,
 ) -> tf.Tensor:
     """Inverted dropout: values float32 [B, ...] at the rate in [0, 1).
 
@@ -114,40 +112,3 @@ def dropped(
         return values
     kept = row_uniform(tf.shape(values), key, first_row) >= rate
     return values * tf.cast(kept, tf.float32) / (1.0 - rate)
-
-
-def row_uniform(
-    shape: tf.Tensor,
-    key: tuple[tf.Tensor | int, tf.Tensor | int, tf.Tensor | int],
-    first_row: tf.Tensor | int,
-) -> tf.Tensor:
-    """Draws rows [first_row, first_row + B) of one endless random matrix.
-
-    Philox is random access: its counter is set to where the first row
-    begins, so a worker draws its own rows only, and they are those that a
-    single worker would have drawn.
-
-    Args:
-      shape: int32 [rank], [B, ..., n]; a row is all but the first axis.
-      key: (seed, step, salt) that name the matrix.
-      first_row: int64 [].
-
-    Returns:
-      float32 in [0, 1) of that shape.
-    """
-    seed, step, salt = (tf.cast(k, tf.int64) for k in key)
-    # 2^20 salts a step: more than any tower has layers.
-    stream = tf.stack([seed, step * 2**20 + salt])
-    philox_key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=stream)
-    shape = tf.cast(shape, tf.int64)
-    width = tf.reduce_prod(shape[1:])
-    # Rows begin at whole counter steps: the width is rounded up.
-    steps = -(-width // _WORDS_PER_COUNTER)
-    offset = tf.cast(tf.cast(first_row, tf.int64) * steps, tf.uint64)
-    drawn = tf.raw_ops.StatelessRandomUniformV2(
-        shape=tf.stack([shape[0], steps * _WORDS_PER_COUNTER]),
-        key=philox_key,
-        counter=tf.stack([offset, counter[1]]),
-        alg=_PHILOX,
-    )
-    return tf.reshape(drawn[:, :width], shape)

@@ -12,9 +12,11 @@ from beam_jobs.events import read_tables
 from models import ranking_evaluation, retrieval_evaluation
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
+from models.label_counts import label_counts
 from models.lanes import training_dataset
+from models.negatives import needs_label_counts
 from models.ranking import RankingModel
-from models.retrieval import FullSoftmaxModel, RetrievalModel
+from models.retrieval import LABEL, FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ExactRanker, ModelScorer
 from models.warm_start import WarmStart
 from pipeline.cluster import current_task
@@ -107,7 +109,9 @@ class Trainer:
             )
 
         build = {
-            "retrieval": functools.partial(self.new_retrieval, variant, start),
+            "retrieval": functools.partial(
+                self.new_retrieval, trained_on, variant, start
+            ),
             "ranking": functools.partial(self._new_ranking, section),
         }[which]
         evaluate: Callable[[Any], Mapping[str, float]] = {
@@ -177,16 +181,26 @@ class Trainer:
         return join(self.run.workdir, "training", f"{which}-{key[:12]}")
 
     def new_retrieval(
-        self, variant: Variant = "model", start: WarmStart | None = None
+        self,
+        examples: Artifact,
+        variant: Variant = "model",
+        start: WarmStart | None = None,
     ) -> RetrievalModel:
-        """A model before its first step: from nothing, or warm."""
-        kind = FullSoftmaxModel if variant == "full_softmax" else RetrievalModel
+        """A model before its first step on examples: from nothing, or warm."""
+        full = variant == "full_softmax"
+        counts = None
+        if needs_label_counts(self.run.config.retrieval) and not full:
+            counts = label_counts(
+                examples.files("train-"), LABEL, self.data.sizes["video"]
+            )
+        kind = FullSoftmaxModel if full else RetrievalModel
         model = kind(
             self.data.features,
             self.data.sizes,
             self.run.config.retrieval,
             self.run.config.seed,
             example_age=self.run.config.retrieval_examples.example_age,
+            label_counts=counts,
         )
         if start is not None:
             folder = self.data.vocabularies().path

@@ -9,79 +9,28 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
-from models.embeddings import local_component
-from models.keras_setup import keras, tf
-from models.optimizers import table_optimizer
+from models.keras_setup import tf
+from models.norms import embedding_norms
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import current_task
 from pipeline.console import say
-from pipeline.interruption import Interrupted, SignalWatch
-from pipeline.learning_rates import rate_factor
-from pipeline.distribution import current_task
-from pipeline.training_norms import (
-    embedding_norms,
-    roots,
-    squared_gradient_norms,
+from pipeline.distributed_steps import (
+    CHECK_EVERY,
+    DistributedSteps,
+    TrainingSection,
 )
+from pipeline.interruption import Interrupted, SignalWatch
 from pipeline.training_report import TrainingReport
 from pipeline.workers_health import naming_lost_workers
 from schemas.errors import InputError, WatchnextError
 
-Batch = Mapping[str, Any]
-# Losses are looked at in groups: reading each would wait for each step.
-_CHECK_EVERY = 50
 # Steps after which workers look whether one of them was told to stop: by then
 # the number is there, and reading it waits for nothing.
 _LAG = 4
-
-
-class Trainable(Protocol):
-    """What the loop asks of a model (a `tfrs.Model`)."""
-
-    @property
-    def table_variables(self) -> tuple[tf.Variable, ...]:
-        """Embedding tables and alike, whose rows are updated sparsely."""
-
-    @property
-    def dense_variables(self) -> tuple[tf.Variable, ...]:
-        """All other weights."""
-
-    def compute_loss(
-        self,
-        inputs: Batch,
-        *,
-        training: bool,
-        step: tf.Tensor,
-        global_batch_size: int,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Returns sum over the rows / global batch size, and such metrics."""
-
-
-class TrainingSection(Protocol):
-    """The fields that the sections `retrieval` and `ranking` share."""
-
-    @property
-    def table_optimizer(self) -> Literal["rowwise_adagrad", "lazy_adam"]: ...
-    @property
-    def table_learning_rate(self) -> float: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> Literal["constant", "cosine"]: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def patience(self) -> int: ...
-    @property
-    def checkpoint_every(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +78,8 @@ def train(
     """Trains until the epochs or the patience run out.
 
     Args:
-      build_model: called once, under the strategy; gives a `Trainable`.
+      build_model: called once, under the strategy; gives a
+        `models.training_step.Trainable`.
       make_dataset: (epoch from 1, batches to skip) -> this process's part of
         the epoch's batches, of equal size; see
         `models.lanes.training_dataset` and `distribution.worker_rows`.
@@ -173,6 +123,9 @@ def train(
                     values = run.evaluate(evaluate, metric)
                     run.end_epoch(values, metric, sign)
                     report.epoch(state.epoch - 1, state.history[-1], metric)
+                    if current_task().is_chief:
+                        norms = embedding_norms(model.table_variables)
+                        report.embeddings(state.epoch - 1, norms)
             run.from_chief(0.0)  # Wait until the chief has written it all.
         if state.best_epoch:
             run.restore_best()
@@ -194,32 +147,18 @@ class _Run:
         total_steps: int | None,
     ) -> None:
         self.config, self.strategy, self._workdir = config, strategy, workdir
-        self._total_steps = total_steps
         self.state = _State()
         self._signals, self._told_to_stop = signals, False
-        self._metrics: list[str] = []
         with strategy.scope():
             self.model = model = build_model()
-            self.tables = table_optimizer(
-                config.table_optimizer, config.table_learning_rate
-            )
-            self.dense = keras.optimizers.Adam(
-                config.learning_rate, jit_compile=False
-            )
-            # Before they are tracked: they list their variables once.
-            self.tables.build(model.table_variables)
-            self.dense.build(model.dense_variables)
+            self._steps = DistributedSteps(model, config, strategy, total_steps)
         tracked = tf.train.Checkpoint(
             tables=list(model.table_variables),
             dense=list(model.dense_variables),
-            table_optimizer=self.tables,
-            dense_optimizer=self.dense,
+            table_optimizer=self._steps.optimizers[0],
+            dense_optimizer=self._steps.optimizers[1],
         )
         self._checkpoints = Checkpoints(self._path("checkpoints"), tracked)
-        self._train_step = tf.function(self._distributed_step)
-        self._step_with_norms = tf.function(
-            functools.partial(self._distributed_step, with_norms=True)
-        )
 
     def restore(self) -> _State:
         """Takes up the chief's last good checkpoint, if there is one."""
@@ -292,22 +231,15 @@ class _Run:
     ) -> None:
         """Runs the rest of an epoch, or up to step `stop`."""
         state, recent = self.state, []
-        for batch in self._local_batches(dataset):
-            step = tf.constant(state.step, tf.int64)
-            self._set_rates(state.step)
-            told = tf.constant(float(self._signals.received is not None))
-            recent.append(self._train_step(batch, step, told))
-#NORMS
-            # Decided by the step alone, so that a resumed run does the same.
-            tells_norms = (state.step + 1) % _CHECK_EVERY == 0
-            run = self._step_with_norms if tells_norms else self._train_step
-            recent.append(run(batch, step))
+        for batch in self._steps.batches(dataset):
+            told = self._signals.received is not None
+            recent.append(self._steps.run(batch, state.step, told))
             state.step += 1
             state.batches += 1
             self._look_for_stop(recent)
             save = state.step % self.config.checkpoint_every == 0
             save |= self._told_to_stop or state.step == stop
-            if save or len(recent) == _CHECK_EVERY:
+            if save or len(recent) == CHECK_EVERY:
                 self._check(recent, report)
                 recent = []
             if save or self._told_to_stop:
@@ -346,11 +278,6 @@ class _Run:
         state.batches, state.loss_sum = 0, 0.0
         self._save()
 
-    def _set_rates(self, step: int) -> None:
-        factor = rate_factor(self.config, step, self._total_steps)
-        self.tables.learning_rate = self.config.table_learning_rate * factor
-        self.dense.learning_rate = self.config.learning_rate * factor
-
     @contextlib.contextmanager
     def report(self, shown: bool) -> Iterator[TrainingReport]:
         """Opens the run's progress and TensorBoard logs."""
@@ -364,53 +291,6 @@ class _Run:
             ) as report,
         ):
             yield report
-
-    def _local_batches(self, dataset: tf.data.Dataset) -> Iterator[Any]:
-        """One batch per replica of this process, from consecutive ones."""
-        tasks = current_task().num_workers
-        replicas = self.strategy.num_replicas_in_sync // tasks
-        if replicas == 1:
-            yield from dataset
-            return
-        source = iter(dataset)
-        distribute = self.strategy.experimental_distribute_values_from_function
-        while True:
-            parts = [b for _, b in zip(range(replicas), source, strict=False)]
-            if len(parts) < replicas:
-                return
-            ready = iter(parts)
-            yield distribute(lambda _, ready=ready: next(ready))
-
-    def _distributed_step(
-        self, batch: Any, step: tf.Tensor, told_to_stop: tf.Tensor
-    ) -> tf.Tensor:
-        # One vector, so that it is one reduction.
-        results = self.strategy.run(
-            self._replica_step, args=(batch, step, told_to_stop)
-        )
-        return self.strategy.reduce("sum", results, axis=None)
-
-    def _replica_step(
-        self, batch: Batch, step: tf.Tensor, told_to_stop: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns [loss, told to stop, *metrics]."""
-        tables = self.model.table_variables
-        dense = self.model.dense_variables
-        with tf.GradientTape() as tape:
-            loss, metrics = self.model.compute_loss(
-                batch,
-                training=True,
-                step=step,
-                global_batch_size=self.config.batch_size,
-            )
-        # Rows were gathered from this replica's copies: see embeddings.
-        copies = [local_component(table) for table in tables]
-        row_grads, dense_grads = tape.gradient(loss, (copies, list(dense)))
-        self.tables.apply_gradients(_present(row_grads, tables))
-        self.dense.apply_gradients(_present(dense_grads, dense))
-        self._metrics = sorted(metrics)
-        values = [loss, told_to_stop, *(metrics[n] for n in self._metrics)]
-        return tf.stack([tf.cast(value, tf.float32) for value in values])
 
     def _look_for_stop(self, recent: list[tf.Tensor]) -> None:
         """Notes whether to leave after this step; the same on all workers.
@@ -431,20 +311,20 @@ class _Run:
         """Adds up and reports the last steps' losses."""
         if not recent:
             return
-        first = self.state.step - len(recent)
-        rows = np.stack([result.numpy() for result in recent])
-        for i, loss in enumerate(rows[:, 0].tolist()):
+        first, others = self.state.step - len(recent), dict[str, float]()
+        rows = [result.numpy() for result in recent]
+        for i, (loss, told, *_) in enumerate(rows):
             if not math.isfinite(loss):
                 raise WatchnextError(
                     f"The loss is {loss} at step {first + i}. Lower "
                     "`learning_rate` or `table_learning_rate`, or look for "
                     "values that are not finite in the examples."
                 )
-            self.state.loss_sum += loss
-        self._told_to_stop |= bool(rows[:, 1].any())
-        metrics = dict(zip(self._metrics, rows[-1, 2:], strict=True))
-        loss = float(rows[:, 0].mean())
-        report.steps(self.state.epoch, self.state.step, loss, metrics)
+            self.state.loss_sum += float(loss)
+            self._told_to_stop |= bool(told)
+            others |= self._steps.others(first + i, rows[i][2:])
+        mean = float(np.mean([loss for loss, *_ in rows]))
+        report.steps(self.state.epoch, self.state.step, mean, others)
 
     def _save(self) -> None:
         """Writes a checkpoint; that of the best epoch is kept with it."""
@@ -455,9 +335,3 @@ class _Run:
 
     def _path(self, name: str) -> str:
         return str(tf.io.gfile.join(self._workdir, name))
-
-
-def _present(gradients: Any, variables: Any) -> list[tuple[Any, Any]]:
-    """Pairs, without the variables that the loss does not use."""
-    pairs = zip(gradients, variables, strict=True)
-    return [(g, v) for g, v in pairs if g is not None]

@@ -146,9 +146,17 @@ class RetrievalConfig(Section):
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
     dropout: Share = 0.5
+    # `sampled`: drawn once for the batch. `list_wise`: drawn for each example,
+    # `num_negatives` of its own. `in_batch`: the other labels of the global
+    # batch. `mixed`: those, and `num_negatives` drawn for the batch.
+    negatives: Literal["sampled", "list_wise", "in_batch", "mixed"] = "sampled"
     num_negatives: Positive = 1000
-    sampler: Literal["log_uniform", "uniform"] = "log_uniform"
+    # `unigram`: by the counts of the labels in the training examples.
+    sampler: Literal["log_uniform", "unigram", "uniform"] = "log_uniform"
     logq_correction: bool = True
+    # Null: the score is u.v + b. A number: u.v / temperature of vectors of
+    # length 1, such as 0.05.
+    temperature: Annotated[float, Field(gt=0)] | None = None
     table_optimizer: Literal["rowwise_adagrad", "lazy_adam"] = "rowwise_adagrad"
     table_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

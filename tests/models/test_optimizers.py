@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.optimizers import RowOptimizer, merge_rows, table_optimizer
+from models.optimizers import RowOptimizer, table_optimizer
+from models.rows import merge_rows
 
 ROWS = 12
 NAMES = ["rowwise_adagrad", "lazy_adam"]

@@ -127,7 +127,7 @@ def test_full_softmax_loss_equals_numpy() -> None:
 
 def test_compute_loss_equals_numpy_on_the_sampler_s_draw() -> None:
     model, inputs = build(), batch()
-    ids = model.sampler.draw(17).ids.numpy()
+    ids = model.negatives.sampler.draw(17).ids.numpy()
     embeddings, biases = (x.numpy() for x in model.candidates())
     p = np.log1p(1 / np.arange(1, 31)) / np.log(31)
     logits = numpy_query(model, inputs) @ embeddings.T + biases
@@ -270,8 +270,8 @@ def test_sparse_gradients_for_all_tables_and_none_for_row_0(
 def test_xla_compiles_the_loss_of_every_moment() -> None:
     model, inputs = build(sequence=SEQUENCE, pooling="max"), batch()
     # Drawn outside: XLA would draw other numbers.
-    draw = model.sampler.draw(17)
-    model.sampler.draw = lambda _: draw
+    draw = model.negatives.sampler.draw(17)
+    model.negatives.sampler.draw = lambda _: draw
 
     @tf.function(jit_compile=True)
     def gradients() -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -322,3 +322,90 @@ def test_an_incomplete_folder_is_no_model(tmp_path: Path) -> None:
 def test_a_space_without_a_size_is_named() -> None:
     with pytest.raises(ValueError, match="'video': 3"):
         RetrievalModel(FEATURES, {"video": 3}, CONFIG, 1, example_age=False)
+
+
+COUNTS = np.arange(30) % 7
+
+
+def counted(**changes: object) -> RetrievalModel:
+    config = CONFIG.model_copy(update=changes)
+    return RetrievalModel(
+        FEATURES, SIZES, config, 3, example_age=True, label_counts=COUNTS
+    )
+
+
+def test_a_temperature_scores_vectors_of_length_1() -> None:
+    model, inputs = build(temperature=0.2), batch()
+    u = numpy_query(model, inputs)
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    v = model.output_embeddings.numpy()[1:]
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.query_embedding(inputs), u, atol=1e-5)
+    embeddings, biases = (x.numpy() for x in model.candidates())
+    np.testing.assert_allclose(embeddings, v / 0.2, atol=1e-5)
+    # `build` gave the model biases; a cosine has none.
+    assert not biases.any()
+    logits = u @ v.T / 0.2
+    logits -= np.log(20 * np.log1p(1 / np.arange(1, 31)) / np.log(31))
+    ids = model.negatives.sampler.draw(4).ids.numpy()
+    expected = 0.0
+    for i, label in enumerate(inputs["label"].numpy()):
+        own = logits[i, label - 1]
+        others = [logits[i, j - 1] for j in ids if j != label]
+        loss = np.log(np.exp([own, *others]).sum()) - own
+        expected += loss * float(inputs["example_weight"][i]) / 8
+    found, _ = model.compute_loss(inputs, step=4, global_batch_size=8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", ["in_batch", "mixed", "list_wise"])
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_kinds_of_negatives_by_hand(
+    negatives: str, corrected: bool
+) -> None:
+    model = counted(
+        negatives=negatives,
+        sampler="uniform",
+        num_negatives=5,
+        logq_correction=corrected,
+    )
+    inputs = batch()
+    labels = inputs["label"].numpy()
+    share = (COUNTS + 1) / (COUNTS + 1).sum()
+    if negatives == "list_wise":
+        drawn = model.negatives.sampler.draw_rows(4, 0, 8).ids.numpy()
+        times = np.full(30, 5 / 30)
+    elif negatives == "mixed":
+        drawn = np.tile([*labels, *model.negatives.sampler.draw(4).ids], (8, 1))
+        times = 8 * share + 5 / 30
+    else:
+        drawn, times = np.tile(labels, (8, 1)), 8 * share
+    embeddings, biases = (x.numpy() for x in model.candidates())
+    logits = numpy_query(model, inputs) @ embeddings.T + biases
+    if corrected:
+        logits -= np.log(times)
+    expected = 0.0
+    for i, label in enumerate(labels):
+        others = [logits[i, j - 1] for j in drawn[i] if j != label]
+        own = logits[i, label - 1]
+        loss = np.log(np.exp([own, *others]).sum()) - own
+        expected += loss * float(inputs["example_weight"][i]) / 8
+    found, _ = model.compute_loss(inputs, step=4, global_batch_size=8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_loaded_model_serves_without_label_counts(tmp_path: Path) -> None:
+    model, inputs = counted(sampler="unigram"), batch()
+    model.compute_loss(inputs, step=1, global_batch_size=8)
+    model.save(str(tmp_path))
+    loaded = RetrievalModel.load(str(tmp_path))
+    np.testing.assert_array_equal(
+        loaded.query_embedding(inputs), model.query_embedding(inputs)
+    )
+    with pytest.raises(ValueError, match="label_counts"):
+        loaded.compute_loss(inputs, step=1, global_batch_size=8)
+    # Uncorrected, the batch's own labels need no counts, nor a sampler.
+    plain = build(
+        sampler="unigram", negatives="in_batch", logq_correction=False
+    )
+    plain.compute_loss(inputs, step=1, global_batch_size=8)

@@ -1,4 +1,4 @@
-"""Distribution of the draws, and the sampled loss against the full one."""
+"""Distribution of the draws."""
 
 import math
 
@@ -6,21 +6,39 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.sampling import Negatives, Sampler, sampled_softmax_loss
+from models.sampling import Sampler, alias_table
 
 
 def shares(kind: str, size: int) -> np.ndarray:
     """p(id) of ids 1..V, from the definition."""
+    if kind == "unigram":
+        smoothed = label_counts(size) + 1.0
+        return smoothed / smoothed.sum()
     if kind == "uniform":
         return np.full(size, 1.0 / size)
     ids = np.arange(1, size + 1)
     return np.log1p(1.0 / ids) / np.log(size + 1)
 
 
-@pytest.mark.parametrize("kind", ["log_uniform", "uniform"])
+def label_counts(size: int) -> np.ndarray:
+    """Counts in no order, a tenth of them 0."""
+    rng = np.random.default_rng(8)
+    counts = rng.integers(0, 10, size=size) ** 2
+    return counts * (np.arange(size) % 10 > 0)
+
+
+def sampler(kind: str, size: int, draws: int, seed: int = 3) -> Sampler:
+    counts = label_counts(size) if kind == "unigram" else None
+    return Sampler(kind, size, draws, seed, counts)
+
+
+KINDS = ["log_uniform", "unigram", "uniform"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_draws_follow_the_distribution(kind: str) -> None:
     size, draws = 50, 200_000
-    ids = Sampler(kind, size, draws, seed=3).draw(0).ids.numpy()
+    ids = sampler(kind, size, draws).draw(0).ids.numpy()
     assert ids.min() >= 1 and ids.max() <= size
     counts = np.bincount(ids, minlength=size + 1)[1:]
     expected = draws * shares(kind, size)
@@ -28,15 +46,15 @@ def test_draws_follow_the_distribution(kind: str) -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 85.4
 
 
-@pytest.mark.parametrize("kind", ["log_uniform", "uniform"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_log_expected_is_of_s_times_p(kind: str) -> None:
     size, draws = 1_000_000, 700
-    sampler = Sampler(kind, size, draws, seed=3)
+    drawer = sampler(kind, size, draws)
     expected = np.log(draws * shares(kind, size))
     all_ids = tf.range(1, size + 1, dtype=tf.int64)
-    found = sampler.log_expected(all_ids).numpy()
+    found = drawer.log_expected(all_ids).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    drawn = sampler.draw(5)
+    drawn = drawer.draw(5)
     np.testing.assert_allclose(
         drawn.log_expected, expected[drawn.ids.numpy() - 1], atol=2e-6
     )
@@ -73,6 +91,73 @@ def test_every_id_of_a_million_has_a_u_that_leads_to_it() -> None:
     assert len(reached) < 0.7 * len(ids)
 
 
+def test_the_tail_of_a_million_follows_the_unigram() -> None:
+    # Zipf's counts: of 20,000 labels 1.4e6 / id falls to nothing at 140,000,
+    # and the last 100,000 of a million were never a label: (0 + 1) / sum each.
+    size, draws = 1_000_000, 2_000_000
+    counts = 20_000 // np.arange(1, size + 1)
+    shared = (counts[-1] + 1) / (counts.sum() + size)
+    assert counts[-100_000:].max() == 0
+    drawer = Sampler("unigram", size, draws, 4, counts)
+    ids = tf.function(lambda: drawer.draw(0).ids)().numpy()
+    assert ids.max() > 999_900
+    # Chi-square over 100 groups of 1,000 classes: mean 99, sd 14.1.
+    found = np.bincount((ids[ids > 900_000] - 900_001) // 1000, minlength=100)
+    expected = draws * 1000 * shared
+    spread = ((found - expected) ** 2 / expected).sum()
+    assert spread < 99 + 4 * 14.1
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1.0],
+        [1.0, 1.0, 1.0],
+        [1.0, 8.0, 1.0, 1.0],
+        [2.0, 1.0, 1.0, 1.0, 0.5, 0.5],
+        [5.0, 5.0, 1.0, 1e-9, 3.0, 1.2],
+        list(np.random.default_rng(1).random(1000) ** 6 + 1e-12),
+    ],
+)
+def test_the_alias_table_holds_the_shares(weights: list[float]) -> None:
+    expected = np.array(weights) / np.sum(weights)
+    kept, alias = alias_table(expected)
+    assert kept.min() >= 0.0 and kept.max() <= 1.0
+    # A slot has the probability 1/V: its own class's part, and the other's.
+    found = kept + np.bincount(alias, 1.0 - kept, minlength=len(kept))
+    np.testing.assert_allclose(found / len(kept), expected, atol=1e-12)
+
+
+def test_rows_have_draws_of_their_own_wherever_they_are() -> None:
+    drawer = sampler("unigram", 1000, 7)
+    whole = drawer.draw_rows(5, 0, 6)
+    assert whole.ids.shape == (6, 7)
+    part = drawer.draw_rows(tf.constant(5, tf.int64), tf.constant(4), 2)
+    np.testing.assert_array_equal(part.ids, whole.ids[4:])
+    assert len(np.unique(whole.ids.numpy(), axis=0)) == 6
+    assert (
+        drawer.draw_rows(6, 0, 6).ids.numpy() != whole.ids.numpy()
+    ).mean() > 0.9
+    many = drawer.draw_rows(0, 0, 30_000).ids.numpy()
+    counts = np.bincount(many.ravel(), minlength=1001)[1:]
+    expected = many.size * shares("unigram", 1000)
+    # 999 degrees: mean 999, sd 44.7.
+    assert ((counts - expected) ** 2 / expected).sum() < 999 + 4 * 44.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_xla_draws_the_same(kind: str) -> None:
+    drawer = sampler(kind, 5000, 64)
+
+    def ids(step: tf.Tensor) -> list[tf.Tensor]:
+        return [drawer.draw(step).ids, drawer.draw_rows(step, 3, 4).ids]
+
+    step = tf.constant(9, tf.int64)
+    compiled = tf.function(ids, jit_compile=True)(step)
+    for found, expected in zip(compiled, ids(step), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_draws_are_a_function_of_seed_and_step() -> None:
     def ids(seed: int, step: int) -> np.ndarray:
         return Sampler("log_uniform", 10_000, 200, seed).draw(step).ids.numpy()
@@ -93,148 +178,11 @@ def test_draws_are_a_function_of_seed_and_step() -> None:
         (("zipf", 10, 5, 0), "received 'zipf'"),
         (("uniform", 0, 5, 0), "0 and 5"),
         (("uniform", 10, 0, 0), "10 and 0"),
+        (("unigram", 10, 5, 0), "10 classes, received none"),
+        (("unigram", 3, 5, 0, np.array([1, 2])), r"received shape \(2,\)"),
+        (("unigram", 2, 5, 0, np.array([1, -2])), "received -2"),
     ],
 )
 def test_wrong_settings_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampler(*arguments)
-
-
-class Corpus:
-    """A small corpus with its full softmax in NumPy."""
-
-    def __init__(self, size: int = 60, dim: int = 5, batch: int = 16) -> None:
-        rng = np.random.default_rng(0)
-        table = rng.normal(size=(size + 1, dim)).astype(np.float32)
-        biases = rng.normal(size=size + 1).astype(np.float32)
-        self.table, self.biases = tf.Variable(table), tf.Variable(biases)
-        queries = rng.normal(size=(batch, dim)).astype(np.float32)
-        self.queries = tf.constant(queries)
-        # Popular ids are labels most often.
-        p = shares("log_uniform", size)
-        self.labels = tf.constant(1 + rng.choice(size, size=batch, p=p))
-        self.size, self.batch = size, batch
-
-    def lookup(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.gather(self.table, ids), tf.gather(self.biases, ids)
-
-    def loss(
-        self, negatives: Negatives, label_log_expected: tf.Tensor
-    ) -> tf.Tensor:
-        return sampled_softmax_loss(
-            self.queries,
-            self.labels,
-            negatives,
-            self.lookup,
-            label_log_expected,
-        )
-
-    def full(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses [B] and the gradients of their sum, by hand."""
-        u = self.queries.numpy().astype(np.float64)
-        v = self.table.numpy()[1:].astype(np.float64)
-        logits = u @ v.T + self.biases.numpy()[1:]
-        p = np.exp(logits - logits.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        rows = np.arange(self.batch), self.labels.numpy() - 1
-        losses = -np.log(p[rows])
-        p[rows] -= 1.0  # d loss / d logit = p - 1[label].
-        table = np.zeros((self.size + 1, v.shape[1]))
-        table[1:] = p.T @ u
-        biases = np.concatenate([[0.0], p.sum(0)])
-        return losses, table, biases
-
-
-def test_every_class_once_is_the_full_softmax() -> None:
-    corpus = Corpus()
-    ids = tf.range(1, corpus.size + 1, dtype=tf.int64)
-    negatives = Negatives(ids, tf.zeros([corpus.size]))
-    with tf.GradientTape() as tape:
-        losses = corpus.loss(negatives, tf.zeros([corpus.batch]))
-        total = tf.reduce_sum(losses)
-    found = tape.gradient(total, [corpus.table, corpus.biases])
-    expected = corpus.full()
-    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
-    for gradient, want in zip(found, expected[1:], strict=True):
-        dense = tf.convert_to_tensor(gradient).numpy()
-        np.testing.assert_allclose(dense, want, atol=1e-5)
-
-
-def test_the_corrected_logits_by_hand() -> None:
-    corpus = Corpus(batch=2)
-    corpus.labels = tf.constant([3, 8], tf.int64)
-    negatives = Negatives(
-        tf.constant([5, 3, 5], tf.int64), tf.constant([0.3, -1.0, 0.3])
-    )
-    found = corpus.loss(negatives, tf.constant([-1.0, 0.7]))
-    u, v = corpus.queries.numpy(), corpus.table.numpy()
-    b = corpus.biases.numpy()
-
-    def logit(row: int, j: int, log_expected: float) -> float:
-        return float(u[row] @ v[j] + b[j] - log_expected)
-
-    # Row 0: its label 3 is among the negatives, and left out there.
-    five = math.exp(logit(0, 5, 0.3))
-    own = math.exp(logit(0, 3, -1.0))
-    first = -math.log(own / (own + 2 * five))
-    five = math.exp(logit(1, 5, 0.3))
-    three, own = math.exp(logit(1, 3, -1.0)), math.exp(logit(1, 8, 0.7))
-    second = -math.log(own / (own + 2 * five + three))
-    np.testing.assert_allclose(found, [first, second], rtol=1e-5)
-
-
-def test_an_accidental_hit_has_no_probability_and_no_gradient() -> None:
-    corpus = Corpus(batch=3)
-    corpus.labels = tf.constant([4, 4, 4], tf.int64)
-    hits = Negatives(tf.constant([4, 4], tf.int64), tf.constant([-50.0, 0.0]))
-    with tf.GradientTape() as tape:
-        losses = corpus.loss(hits, tf.zeros([3]))
-        total = tf.reduce_sum(losses)
-    # Nothing but the label is left: -ln 1, whatever E says.
-    np.testing.assert_array_equal(losses, np.zeros(3))
-    gradient = tape.gradient(total, corpus.table)
-    np.testing.assert_array_equal(
-        tf.convert_to_tensor(gradient), np.zeros(corpus.table.shape)
-    )
-
-
-# The sampled gradient is biased by about 1/S: cosines with the full one, from
-# a NumPy simulation of this corpus, are .964 at S = 30, .991 at 100, .9999 at
-# 1,000; without the correction .893, .912, .923.
-DRAWS = 300
-
-
-def mean_gradient(corpus: Corpus, corrected: bool, steps: int) -> np.ndarray:
-    sampler = Sampler("log_uniform", corpus.size, DRAWS, seed=9)
-
-    @tf.function
-    def gradient(step: tf.Tensor) -> tf.Tensor:
-        negatives = sampler.draw(step)
-        label_log_expected = sampler.log_expected(corpus.labels)
-        if not corrected:
-            negatives = Negatives(negatives.ids, tf.zeros([DRAWS]))
-            label_log_expected = tf.zeros([corpus.batch])
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(corpus.loss(negatives, label_log_expected))
-        return tf.convert_to_tensor(tape.gradient(loss, corpus.table))
-
-    total = np.zeros(corpus.table.shape)
-    for step in range(steps):
-        total += gradient(tf.constant(step, tf.int64)).numpy()
-    return total / steps
-
-
-def test_the_expected_corrected_gradient_is_the_full_one() -> None:
-    corpus = Corpus()
-    full = corpus.full()[1]
-
-    def cosine(found: np.ndarray) -> float:
-        product = (found * full).sum()
-        return product / np.linalg.norm(found) / np.linalg.norm(full)
-
-    corrected = mean_gradient(corpus, True, 200)
-    assert cosine(corrected) > 0.99
-    length = np.linalg.norm(corrected) / np.linalg.norm(full)
-    assert abs(length - 1.0) < 0.1
-    # Without the correction popular negatives are pushed down too hard.
-    assert cosine(mean_gradient(corpus, False, 200)) < 0.95

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.towers import Tower, row_uniform
+from models.random_rows import row_uniform
+from models.towers import Tower
 
 
 @pytest.mark.parametrize("output", ["relu", "linear"])

@@ -13,7 +13,7 @@ from models.inputs import max_lengths
 from models.keras_setup import tf
 from models.lanes import training_dataset
 from models.retrieval import FullSoftmaxModel, RetrievalModel
-from pipeline import training
+from pipeline import distributed_steps, training
 from pipeline.distribution import launch_local_workers, make_strategy
 from pipeline.training import TrainingResult, train
 from schemas.config import RetrievalConfig
@@ -271,7 +271,8 @@ def test_tensorboard_finds_scalars(
     plain = run(files, tmp_path / "plain", changes={"epochs": 1})
     assert "train/gradient_norm/dense" not in scalars(tmp_path / "plain/logs")
     # Of ten steps the 4th and the 8th tell their norms.
-    monkeypatch.setattr(training, "_CHECK_EVERY", 4)
+    monkeypatch.setattr(training, "CHECK_EVERY", 4)
+    monkeypatch.setattr(distributed_steps, "CHECK_EVERY", 4)
     told = run(files, tmp_path / "told", changes={"epochs": 1})
     assert_same_bits(plain.model, told.model)
     found = scalars(tmp_path / "told/logs")
@@ -376,7 +377,7 @@ def evaluate(model):
     return {"hit_rate": float(scores[0, 0])}
 
 # The loop reports its loss after each step instead of now and then.
-pipeline.training._CHECK_EVERY = 1
+pipeline.training.CHECK_EVERY = 1
 losses, sent = {}, []
 report_steps = TrainingReport.steps
 def steps(self, epoch, step, loss, metrics):

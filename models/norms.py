@@ -4,14 +4,17 @@ Gradient norms are taken in a graph of the step that runs once in many steps,
 embedding norms once an epoch: no other step pays for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from models.embeddings import local_component
 from models.keras_setup import tf
+from models.rows import merge_rows
 
+# What `squared_gradient_norms` gives is named so.
+GRADIENT_NORM = "gradient_norm/"
 # A dense pass over a table holds so many rows at once.
 _CHUNK_ROWS = 2**16
 
@@ -30,15 +33,15 @@ def squared_gradient_norms(
       dense_gradients: of all other weights, taken together.
 
     Returns:
-      float32 [] by `<table>`, and `dense`.
+      float32 [] by `gradient_norm/<table>`, and `gradient_norm/dense`.
     """
     squares = {
-        name_of(table): _square(gradient)
+        f"{GRADIENT_NORM}{name_of(table)}": _square(gradient)
         for table, gradient in zip(tables, row_gradients, strict=True)
         if gradient is not None
     }
     dense = [_square(g) for g in dense_gradients if g is not None]
-    return squares | {"dense": tf.add_n([tf.zeros([]), *dense])}
+    return squares | {f"{GRADIENT_NORM}dense": tf.add_n([tf.zeros([]), *dense])}
 
 
 def embedding_norms(tables: Sequence[tf.Variable]) -> dict[str, float]:
@@ -50,11 +53,6 @@ def embedding_norms(tables: Sequence[tf.Variable]) -> dict[str, float]:
     }
 
 
-def roots(squares: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """`gradient_norm/<name>` of each square."""
-    return {f"gradient_norm/{k}": tf.sqrt(v) for k, v in squares.items()}
-
-
 def name_of(variable: Any) -> str:
     """`video_table:0` -> `video`."""
     return str(variable.name).partition(":")[0].removesuffix("_table")
@@ -63,11 +61,7 @@ def name_of(variable: Any) -> str:
 def _square(gradient: tf.IndexedSlices | tf.Tensor) -> tf.Tensor:
     if not isinstance(gradient, tf.IndexedSlices):
         return tf.reduce_sum(tf.square(gradient))
-    _, places = tf.unique(gradient.indices)
-    rows = tf.math.unsorted_segment_sum(
-        gradient.values, places, tf.size(gradient.indices)
-    )
-    return tf.reduce_sum(tf.square(rows))
+    return tf.reduce_sum(tf.square(merge_rows(gradient).values))
 
 
 def _mean_row_norm(table: tf.Variable) -> float:
