@@ -98,6 +98,14 @@ StrategyOption = Annotated[
 TpuOption = Annotated[
     str | None, typer.Option("--tpu", help="TPU name or address.")
 ]
+StartTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--start-timeout-s",
+        min=1,
+        help="How long to wait for the other workers of TF_CONFIG.",
+    ),
+]
 
 
 def _run(
@@ -197,13 +205,15 @@ def train(
     num_workers: WorkersOption = 1,
     strategy: StrategyOption = Strategy.auto,
     tpu: TpuOption = None,
+    start_timeout_s: StartTimeoutOption = 600.0,
 ) -> None:
     """Train a model: `retrieval` by sampled softmax, or `ranking`."""
     run = _run(config, workdir, overrides).building(f"{model.value}_model")
     from pipeline.model_stages import ModelStages
     from pipeline.model_training import Workers
 
-    stages = ModelStages(run, Workers(num_workers, strategy.value, tpu))
+    workers = Workers(num_workers, strategy.value, tpu, start_timeout_s)
+    stages = ModelStages(run, workers)
     if model is Model.retrieval:
         stages.retrieval_model()
     else:

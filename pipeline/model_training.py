@@ -11,7 +11,12 @@ from models.keras_setup import tf
 from models.ranking import RankingModel
 from models.retrieval import FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ModelScorer
-from pipeline.distribution import StrategyName, make_strategy, worker_rows
+from pipeline.distribution import (
+    START_TIMEOUT_S,
+    StrategyName,
+    make_strategy,
+    worker_rows,
+)
 from pipeline.run import Run
 from pipeline.stages import DataStages
 from pipeline.training import TrainingResult, train
@@ -36,6 +41,7 @@ class Workers:
     num_workers: int = 1
     strategy: StrategyName = "auto"
     tpu: str | None = None
+    start_timeout_s: float = START_TIMEOUT_S
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,11 @@ class Trainer:
           variant: the model itself, or a baseline trained beside it:
             retrieval by the full softmax, ranking by clicks alone.
         """
-        strategy = make_strategy(self.workers.strategy, self.workers.tpu)
+        strategy = make_strategy(
+            self.workers.strategy,
+            self.workers.tpu,
+            self.workers.start_timeout_s,
+        )
         rows = worker_rows(strategy)
         section = _variant(getattr(self.run.config, which), variant)
         keys = self._keys(which, "train")
