@@ -79,6 +79,8 @@ EXTRAS_REQUIRE = {
         "mypy>=2.4,<3",
         "types-PyYAML>=6.0.12",
         "types-psutil>=7,<8",
+        # The published schemas of Kubernetes, for `deploy/kubernetes`.
+        "kubernetes-validate>=1.37,<2",
         # Builds the project without a network once the lock is installed.
         "setuptools==80.9.0",
         "wheel>=0.45",

@@ -4,8 +4,8 @@ A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`, then
 `step-N.json`, its manifest: where the run is, and the size of each file. The
 manifest is one small file, written last and in one piece (a rename on a disk,
 one object on an object store): what has none does not count. A file cut short
-is known by its size, a changed byte by TensorFlow's own checksum of each
-tensor, which is read before anything is restored.
+is known by its size, a changed byte by TensorFlow's own checksum of each tensor
+or the manifest's; all is read before anything is restored.
 """
 
 import json
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from models.keras_setup import tf
+from schemas.artifacts import digest
 from schemas.errors import ArtifactError
 
 _KEPT = 2
@@ -56,7 +57,7 @@ class Checkpoints:
         }
         path = self._manifest_path(step)
         with tf.io.gfile.GFile(f"{path}_new", "w") as stream:
-            stream.write(json.dumps(manifest))
+            stream.write(json.dumps([manifest, digest(manifest)]))
         tf.io.gfile.rename(f"{path}_new", path, overwrite=True)
         self._remove_all_but(self._steps()[:_KEPT])
 
@@ -97,7 +98,7 @@ class Checkpoints:
         try:
             self._tracked.read(self._prefix(step)).assert_consumed()
             return self._manifest(step)["state"]
-        except tf.errors.OpError as error:
+        except _UNREADABLE as error:
             raise ArtifactError(
                 f"Checkpoint step-{step} of the first worker cannot be read "
                 f"in {self._folder}: {_first_line(error)}. All workers need "
@@ -171,7 +172,10 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> Any:
         with tf.io.gfile.GFile(self._manifest_path(step)) as stream:
-            return json.loads(stream.read())
+            manifest, checksum = json.loads(stream.read())
+        if digest(manifest) != checksum:
+            raise ValueError(f"step-{step}.json does not match its checksum")
+        return manifest
 
     def _manifest_path(self, step: int) -> str:
         return self._path(f"step-{step}.json")

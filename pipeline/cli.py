@@ -107,6 +107,14 @@ StrategyOption = Annotated[
 TpuOption = Annotated[
     str | None, typer.Option("--tpu", help="TPU name or address.")
 ]
+StartTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--start-timeout-s",
+        min=1,
+        help="How long to wait for the other workers of TF_CONFIG.",
+    ),
+]
 
 
 def _run(
@@ -219,6 +227,7 @@ def train(
         ),
     ] = None,
     last_days: LastDaysOption = None,
+    start_timeout_s: StartTimeoutOption = 600.0,
 ) -> None:
     """Train a model: `retrieval` by sampled softmax, or `ranking`."""
     if model is Model.ranking and (warm_start_from or last_days):
@@ -232,7 +241,8 @@ def train(
     from pipeline.refresh import Refresh, open_retrieval_model
 
     earlier = open_retrieval_model(warm_start_from) if warm_start_from else None
-    stages = ModelStages(run, Workers(num_workers, strategy.value, tpu))
+    workers = Workers(num_workers, strategy.value, tpu, start_timeout_s)
+    stages = ModelStages(run, workers)
     if model is Model.retrieval:
         stages.retrieval_model(Refresh(earlier, last_days))
     else:

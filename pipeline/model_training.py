@@ -21,6 +21,7 @@ from models.retrieval_evaluation import ExactRanker, ModelScorer
 from models.warm_start import WarmStart
 from pipeline.cluster import current_task
 from pipeline.distribution import (
+    START_TIMEOUT_S,
     StrategyName,
     make_strategy,
     worker_rows,
@@ -56,6 +57,7 @@ class Workers:
     num_workers: int = 1
     strategy: StrategyName = "auto"
     tpu: str | None = None
+    start_timeout_s: float = START_TIMEOUT_S
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,11 @@ class Trainer:
           recent: if given, its `train-*` are trained on instead.
           earlier: retrieval model whose weights are the first ones.
         """
-        strategy = make_strategy(self.workers.strategy, self.workers.tpu)
+        strategy = make_strategy(
+            self.workers.strategy,
+            self.workers.tpu,
+            self.workers.start_timeout_s,
+        )
         rows = worker_rows(strategy)
         section = _variant(getattr(self.run.config, which), variant)
         if earlier is not None:

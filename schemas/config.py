@@ -182,7 +182,7 @@ class RetrievalConfig(Section):
     checkpoint_every: Positive = 1000
 
     @model_validator(mode="after")
-    def _history_is_used(self) -> "RetrievalConfig":
+    def _fits_together(self) -> "RetrievalConfig":
         if not self.recency_bags and self.sequence is None:
             raise ValueError(
                 "no `recency_bags` and no `sequence`: the model would not see "
@@ -193,6 +193,14 @@ class RetrievalConfig(Section):
             raise ValueError(
                 f"`embedding_dim` ({self.embedding_dim}) must be a multiple "
                 f"of `sequence.heads` ({heads})"
+            )
+        every_moment = self.sequence is not None and self.sequence.every_moment
+        if every_moment and self.negatives in ("in_batch", "mixed"):
+            # A batch's labels would be the histories', with padding among
+            # them, and no longer as if drawn by their counts.
+            raise ValueError(
+                f"`negatives: {self.negatives}` needs `sequence.every_moment: "
+                "false`, or use sampled or list_wise negatives"
             )
         return self
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ CONFIG = RetrievalConfig(
     hidden_units=(16,),
     dropout=0.2,
     num_negatives=20,
-    batch_size=32,
+    batch_size=30,  # Of 1, 2 and 3 workers alike.
     table_optimizer="lazy_adam",
     epochs=4,
     patience=4,
@@ -165,6 +166,8 @@ def start(
             except WatchnextError as error:  # As the command line does.
                 print(f"watchnext: {error}", file=sys.stderr, flush=True)
                 code = error.exit_code
+            except BaseException:
+                traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -1,7 +1,11 @@
 """TF_CONFIG, the rows of each worker, and processes that live and die."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -120,3 +124,117 @@ def test_a_killed_worker_gives_a_shell_s_exit_code() -> None:
     program = "import os; os.kill(os.getpid(), 9)"
     # 128 + 9, as a shell reports it.
     assert launch_local_workers(1, [sys.executable, "-c", program]) == 137
+
+
+# Ends 0.3 s after SIGTERM, having "saved".
+SAVING = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path(sys.argv[1], f"saved-{os.getpid()}").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], f"ready-{os.getpid()}").touch()
+time.sleep(60)
+"""
+
+
+def wait_for(folder: Path, pattern: str, count: int) -> list[Path]:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < count:
+        assert time.monotonic() < deadline, pattern
+        time.sleep(0.02)
+    return list(folder.glob(pattern))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_and_all_may_save(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell() -> None:
+        wait_for(tmp_path, "ready-*", 2)
+        os.kill(os.getpid(), number)
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    before = signal.getsignal(number)
+    command = [sys.executable, "-c", SAVING, str(tmp_path)]
+    assert launch_local_workers(2, command) == 143
+    teller.join()
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert signal.getsignal(number) is before
+    # That they ended is no failure of one of them.
+    assert capsys.readouterr().out == ""
+
+
+def test_a_worker_that_fails_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program = (
+        "import json, os, time; c = json.loads(os.environ['TF_CONFIG']);"
+        "os.kill(os.getpid(), 9) if c['task']['index'] else time.sleep(30)"
+    )
+    assert launch_local_workers(2, [sys.executable, "-c", program]) == 137
+    expected = "Worker 1 ended by SIGKILL: the others are ended."
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_what_started_them(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pipeline.distribution import launch_local_workers;"
+        "launch_local_workers(2, [sys.executable, '-c', *sys.argv[1:]])"
+    )
+    root = str(Path(__file__).parents[2])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, SAVING, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    ready = wait_for(tmp_path, "ready-*", 2)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    pids = [int(path.name.split("-")[1]) for path in ready]
+    while any(Path(f"/proc/{pid}/stat").exists() for pid in pids):
+        states = [
+            Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0]
+            for pid in pids
+            if Path(f"/proc/{pid}/stat").exists()
+        ]
+        if set(states) == {"Z"}:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not list(tmp_path.glob("saved-*"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_come_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.distribution import _free_addresses
+
+    addresses = _free_addresses(2)
+    program = (
+        "from pipeline.distribution import make_strategy;"
+        "make_strategy(start_timeout_s=8)"
+    )
+    text = json.dumps(
+        {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": 0},
+        }
+    )
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": root, "TF_CONFIG": text},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    expected = (
+        "watchnext: After 8 s this worker still waits for worker 1 "
+        f"({addresses[1]})."
+    )
+    assert expected in ended.stderr
