@@ -30,15 +30,6 @@ COUNTS = {20: 36, 50: 18, 200: 12}
 DATA = Path(tempfile.gettempdir(), "watchnext-benchmarks", "movielens")
 
 
-def spread(values: Sequence[float]) -> Measured:
-    """Mean, and largest minus smallest."""
-    return {
-        "mean": sum(values) / len(values),
-        "spread": max(values) - min(values),
-        "values": list(values),
-    }
-
-
 class Bench:
     """The settings, and what was measured so far."""
 
@@ -54,13 +45,16 @@ class Bench:
         runs = [self._run(name, config, seed, overrides) for seed in seeds]
         self.details[name] = runs
         for metric in runs[0]["metrics"]:
-            values = spread([run["metrics"][metric] for run in runs])
-            self.results[f"{name}.{metric}"] = values["mean"]
-            if len(runs) > 1:
-                self.results[f"{name}.{metric}.spread"] = values["spread"]
+            values = [run["metrics"][metric] for run in runs]
+            self.results[f"{name}.{metric}"] = sum(values) / len(values)
+            spread = max(values) - min(values)
+            self.results[f"{name}.{metric}.spread"] = spread
         for cost in ("training_s", "training_cpu_s", "best_epoch"):
-            values = spread([run[cost] for run in runs])
-            self.results[f"{name}.{cost}"] = values["mean"]
+            # Of a training that was resumed the cost is not known.
+            known = [run[cost] for run in runs if run[cost] is not None]
+            self.results[f"{name}.{cost}"] = (
+                sum(known) / len(known) if known else None
+            )
 
     def _run(
         self, name: str, config: str, seed: int, overrides: Sequence[str]
@@ -77,8 +71,8 @@ class Bench:
         say(
             f"{name:>12} seed {seed}: hit rate @10 seen removed "
             f"{found['retrieval.hit_rate_at_10_seen_removed']:.4f}, @50 seen "
-            f"kept {found['retrieval.hit_rate_at_50']:.4f}, "
-            f"{run['training_s']:,.0f} s ({run['training_cpu_s']:,.0f} s CPU)"
+            f"kept {found['retrieval.hit_rate_at_50']:.4f}; training: "
+            f"{run['training_s']} s, {run['training_cpu_s']} s of CPU"
         )
         return {"seed": seed, **run}
 
