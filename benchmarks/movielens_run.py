@@ -16,6 +16,7 @@ from pipeline.model_stages import ModelStages
 from pipeline.run import LEARNT, Run
 from schemas.artifacts import ArtifactStore
 
+COSTS = ("training_s", "training_cpu_s")
 # Evaluation's own oracle would train a second model.
 _ALWAYS = ("evaluation.full_softmax_oracle=false",)
 
@@ -25,18 +26,21 @@ def measured(run: Run, record: Path) -> dict[str, Any]:
 
     Args:
       run: of the configuration.
-      record: where the cost of the training is kept, which happens once.
+      record: where the cost of the training is kept, which happens once. Of
+        a training that was stopped and resumed it stays unknown, null.
     """
     events = stages.make_events(run)
     stages.prepare(run, events)
     model_stages = ModelStages(run.building(*LEARNT), events=events)
+    resumed = record.exists()
+    if not resumed:
+        record.write_text(json.dumps(dict.fromkeys(COSTS)))
     started, cpu_started = time.perf_counter(), time.process_time()
     model = model_stages.retrieval_model()
-    if not record.exists():
-        cost = {
-            "training_s": time.perf_counter() - started,
-            "training_cpu_s": time.process_time() - cpu_started,
-        }
+    if not resumed:
+        seconds = time.perf_counter() - started
+        cpu_s = time.process_time() - cpu_started
+        cost = dict(zip(COSTS, (seconds, cpu_s), strict=True))
         record.write_text(json.dumps(cost))
     history = json.loads(Path(model.file("history.json")).read_text())
     metrics = model_stages.evaluation().metrics
@@ -66,6 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, [*args.overrides, *_ALWAYS])
     run = Run(config, ArtifactStore(str(args.workdir)))
+    args.workdir.mkdir(parents=True, exist_ok=True)
     print(json.dumps(measured(run, args.workdir / f"{args.name}.json")))
 
 

@@ -27,7 +27,7 @@ from schemas.errors import InputError
 from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
 
 AGE, HISTORY = "example_age", "watch_history"
-# ID space of the encoder's own table of videos, where it has one.
+# The encoder's own table of videos, where it has one.
 _BESIDE = "video_beside"
 
 Features = Mapping[str, tf.Tensor]
@@ -290,3 +290,8 @@ def _sequence_encoder(
         config.sequence.dropout,
         seed,
     )
+
+
+def space_of(table: str) -> str:
+    """The ID space of one of the tower's tables."""
+    return "video" if table == _BESIDE else table

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from models.embeddings import local_component
 from models.keras_setup import tf
+from models.query_tower import space_of
 from models.retrieval import RetrievalModel
 from models.saved_weights import reading_model
 from schemas.config import RetrievalConfig
@@ -32,6 +33,7 @@ _VOCABULARIES = "vocabularies"
 # Fields of the model's section that no weight's shape or meaning follows from.
 _OF_TRAINING = {
     "dropout",
+    "negatives",
     "num_negatives",
     "sampler",
     "logq_correction",
@@ -39,7 +41,10 @@ _OF_TRAINING = {
     "table_learning_rate",
     "learning_rate",
     "warm_start_rate_share",
+    "schedule",
+    "warmup_steps",
     "batch_size",
+    "lanes",
     "epochs",
     "selection_metric",
     "patience",
@@ -248,8 +253,8 @@ class WarmStart:
             )
 
         before = self.model
-        for space, table in model.embeddings.tables.items():
-            move(space, before.embeddings.tables[space], table)
+        for name, table in model.embeddings.tables.items():
+            move(space_of(name), before.embeddings.tables[name], table)
         move("video", before.output_embeddings, model.output_embeddings)
         move("video", before.output_biases, model.output_biases)
         for old, new in zip(
@@ -260,7 +265,8 @@ class WarmStart:
 
 def _spaces(model: RetrievalModel) -> list[str]:
     """The ID spaces of a model that have a vocabulary."""
-    return [s for s in model.embeddings.tables if s not in FIXED_SPACES]
+    spaces = dict.fromkeys(map(space_of, model.embeddings.tables))
+    return [space for space in spaces if space not in FIXED_SPACES]
 
 
 def _read_terms(folder: str, model: RetrievalModel) -> dict[str, Vocabulary]:

@@ -195,22 +195,36 @@ def test_a_metric_may_be_one_that_falls(
     assert result.best_epoch == 2 and len(result.history) == 4
 
 
-@pytest.mark.parametrize("optimizer", ["lazy_adam", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [("lazy_adam", "cosine"), ("rowwise_adagrad", "constant")],
+)
 def test_a_resumed_run_ends_with_the_same_bits(
-    files: dict[str, int], tmp_path: Path, optimizer: str
+    files: dict[str, int], tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
-    changes = {"table_optimizer": optimizer}
-    whole = run(files, tmp_path / "whole", changes=changes)
+    options = {
+        "changes": {"table_optimizer": optimizer, "schedule": schedule},
+        "total_steps": 40,
+    }
+    whole = run(files, tmp_path / "whole", **options)
     # In the middle of epoch 1, at the very end of epoch 2, inside epoch 3.
     for stop in (4, 20, 25):
-        part = run(
-            files, tmp_path / "parts", changes=changes, stop_after_steps=stop
-        )
+        part = run(files, tmp_path / "parts", stop_after_steps=stop, **options)
         assert len(part.history) == (stop - 1) // 10
-    resumed = run(files, tmp_path / "parts", changes=changes)
+    resumed = run(files, tmp_path / "parts", **options)
     assert_same_bits(whole.model, resumed.model)
     assert resumed.history == whole.history
     assert resumed.best_epoch == whole.best_epoch
+
+
+def test_the_rates_of_a_step_reach_both_optimisers(
+    files: dict[str, int], tmp_path: Path
+) -> None:
+    # A warm-up of 10^9 steps: each of 10 moves a weight by 1e-9 at most.
+    changes = {"warmup_steps": 10**9, "epochs": 1}
+    learnt = run(files, tmp_path, changes=changes).model
+    for found, initial in zip(weights(learnt), weights(build()), strict=True):
+        np.testing.assert_allclose(found, initial, atol=1e-7)
 
 
 def test_a_finished_run_is_read_back(
