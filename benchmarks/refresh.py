@@ -5,7 +5,7 @@ training day; then come the new day and two models that know it: one trained
 from nothing on all days, one that begins with the earlier model's weights and
 sees the new day's examples alone. Both are tested two days later.
 
-    python benchmarks/refresh.py                 # about 10 minutes
+    python benchmarks/refresh.py
     python benchmarks/refresh.py --quick         # does it run?
 
 Everything goes through the command line; steps are those up to the epoch that
