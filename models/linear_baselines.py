@@ -10,6 +10,7 @@ from typing import Any
 import implicit
 import numpy as np
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from models.baselines import Watches, history_rows, popularity_counts
 from models.co_watch import bag_matrix
@@ -37,14 +38,17 @@ class ImplicitAls:
         alpha: float = 2.0,
         iterations: int = 10,
     ) -> None:
-        self._model = implicit.als.AlternatingLeastSquares(
-            factors=factors,
-            regularization=regularization,
-            alpha=alpha,
-            iterations=iterations,
-            random_state=seed,
-        )
-        self._model.fit(watch_matrix(watches, num_videos), show_progress=False)
+        # Its own threads call the BLAS, which must not start as many again.
+        with threadpool_limits(1, "blas"):
+            self._model = implicit.als.AlternatingLeastSquares(
+                factors=factors,
+                regularization=regularization,
+                alpha=alpha,
+                iterations=iterations,
+                random_state=seed,
+            )
+            matrix = watch_matrix(watches, num_videos)
+            self._model.fit(matrix, show_progress=False)
         self._popularity = popularity_counts(watches, num_videos)
 
     @property
