@@ -56,7 +56,6 @@ def killed_inside(point: str, step: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     save, write = Checkpoints.save, tf.train.Checkpoint.write
-    rename = tf.io.gfile.rename
 
     def torn(self: Any, path: str, *args: Any) -> Any:
         # Half of the data and no index, as TensorFlow's own first moments.
@@ -70,13 +69,10 @@ def killed_inside(point: str, step: int) -> None:
         if at >= step:
             if point == "data":
                 tf.train.Checkpoint.write = torn
-            elif point == "manifest":
+            else:  # Weights without a manifest.
                 tf.io.gfile.rename = die
-            elif point == "removal":
-                Checkpoints._remove_all_but = die
         save(self, at, *args)
 
-    assert rename is tf.io.gfile.rename
     Checkpoints.save = saving
 
 
@@ -118,7 +114,7 @@ def work(job: dict[str, Any], attempt: dict[str, Any], folder: Path) -> None:
         scores = model.query_embedding(history) @ tf.transpose(table) + bias
         return {"hit_rate": float(scores[0, 0])}
 
-    workdir = Path(job["workdir"])
+    workdir = Path(job["out"]) / attempt.get("workdir", "work")
     result = train(
         lambda: RetrievalModel(
             FEATURES, {"video": VIDEOS}, config, 1, example_age=False
