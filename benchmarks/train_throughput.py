@@ -1,6 +1,7 @@
 """Measures training's examples/s beside torch-rechub; prints one JSON object.
 
-    python3 -m venv --system-site-packages peer    # Debian: python3-torch
+    apt install python3-torch python3-pandas python3-sklearn python3-tqdm
+    python3 -m venv --system-site-packages peer    # Debian's own python3
     peer/bin/pip install torch-rechub
     WATCHNEXT_DATA=... python benchmarks/train_throughput.py \\
         --peer-python peer/bin/python
