@@ -19,11 +19,7 @@ from models.embeddings import local_component
 from models.keras_setup import keras, tf
 from models.optimizers import table_optimizer
 from pipeline.distribution import current_task
-from pipeline.training_norms import (
-    embedding_norms,
-    roots,
-    squared_gradient_norms,
-)
+from pipeline.training_norms import embedding_norms, roots, squares_of
 from pipeline.training_report import TrainingReport
 from schemas.errors import InputError, WatchnextError
 
@@ -164,10 +160,8 @@ def train(
                     f"epoch {state.epoch}; are there validation examples?"
                 )
             run.end_epoch(values, metric, sign)
-            report.epoch(state.epoch - 1, state.history[-1], metric)
-            if chief:
-                norms = embedding_norms(model.table_variables)
-                report.embeddings(state.epoch - 1, norms)
+            norms = embedding_norms(model.table_variables) if chief else {}
+            report.epoch(state.epoch - 1, state.history[-1] | norms, metric)
     if state.best_epoch:
         run.from_chief(0.0)  # Wait until the chief has written it.
         run.restore_best()
@@ -210,9 +204,6 @@ class _Run:
             state=self._saved_state,
         )
         self._train_step = tf.function(self._distributed_step)
-        self._step_with_norms = tf.function(
-            functools.partial(self._distributed_step, with_norms=True)
-        )
 
     def restore(self) -> _State:
         """Takes up the chief's last checkpoint, if there is one."""
@@ -252,10 +243,9 @@ class _Run:
         state, recent = self.state, []
         for batch in self._local_batches(dataset):
             step = tf.constant(state.step, tf.int64)
-            # Decided by the step alone, so that a resumed run does the same.
-            tells_norms = (state.step + 1) % _CHECK_EVERY == 0
-            run = self._step_with_norms if tells_norms else self._train_step
-            recent.append(run(batch, step))
+            # A graph of its own; by the step alone, for exact resumption.
+            norms = (state.step + 1) % _CHECK_EVERY == 0
+            recent.append(self._train_step(batch, step, norms))
             state.step += 1
             state.batches += 1
             save = state.step % self.config.checkpoint_every == 0
@@ -270,8 +260,7 @@ class _Run:
         if not state.batches:
             raise InputError(
                 "The training examples do not fill one batch of "
-                f"{self.config.batch_size}; lower `batch_size` or use more "
-                "data."
+                f"{self.config.batch_size}; lower `batch_size` or add data."
             )
 
     def end_epoch(
@@ -329,18 +318,15 @@ class _Run:
             yield distribute(lambda _, ready=ready: next(ready))
 
     def _distributed_step(
-        self, batch: Any, step: tf.Tensor, with_norms: bool = False
+        self, batch: Any, step: tf.Tensor, norms: bool
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        results = self.strategy.run(
-            self._replica_step, args=(batch, step, with_norms)
-        )
+        results = self.strategy.run(self._replica_step, (batch, step, norms))
         total = functools.partial(self.strategy.reduce, "sum", axis=None)
         loss, metrics, squares = tf.nest.map_structure(total, results)
-        # Of several replicas: the norm of all their gradients side by side.
         return loss, metrics | roots(squares)
 
     def _replica_step(
-        self, batch: Batch, step: tf.Tensor, with_norms: bool
+        self, batch: Batch, step: tf.Tensor, norms: bool
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         tables = self.model.table_variables
         dense = self.model.dense_variables
@@ -356,9 +342,7 @@ class _Run:
         row_grads, dense_grads = tape.gradient(loss, (copies, list(dense)))
         self.tables.apply_gradients(_present(row_grads, tables))
         self.dense.apply_gradients(_present(dense_grads, dense))
-        squares: dict[str, tf.Tensor] = {}
-        if with_norms:
-            squares = squared_gradient_norms(tables, row_grads, dense_grads)
+        squares = squares_of(tables, row_grads, dense_grads) if norms else {}
         return loss, metrics, squares
 
     def _check(self, recent: list[Any], report: TrainingReport) -> None:
@@ -374,7 +358,6 @@ class _Run:
             self.state.loss_sum += float(loss)
         if recent:
             loss = sum(float(loss) for loss, _ in recent) / len(recent)
-            # The last value of each; gradient norms are not of every step.
             values = {k: v for _, m in recent for k, v in m.items()}
             report.steps(self.state.epoch, self.state.step, loss, values)
 

@@ -16,7 +16,7 @@ from models.keras_setup import tf
 _CHUNK_ROWS = 2**16
 
 
-def squared_gradient_norms(
+def squares_of(
     tables: Sequence[tf.Variable],
     row_gradients: Sequence[tf.IndexedSlices | tf.Tensor | None],
     dense_gradients: Sequence[tf.Tensor | None],
@@ -42,16 +42,19 @@ def squared_gradient_norms(
 
 
 def embedding_norms(tables: Sequence[tf.Variable]) -> dict[str, float]:
-    """Mean length of the rows of each matrix, without row 0, by its name."""
+    """`embedding_norm/<name>`: mean length of a table's rows without row 0."""
     return {
-        name_of(table): _mean_row_norm(local_component(table))
+        f"embedding_norm/{name_of(table)}": _mean_row_norm(
+            local_component(table)
+        )
         for table in tables
         if table.shape.rank == 2 and table.shape[0] > 1
     }
 
 
 def roots(squares: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """`gradient_norm/<name>` of each square."""
+    """`gradient_norm/<name>` of each square; of several replicas it is the
+    norm of all their gradients side by side, not of their sum."""
     return {f"gradient_norm/{k}": tf.sqrt(v) for k, v in squares.items()}
 
 

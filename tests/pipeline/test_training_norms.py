@@ -8,7 +8,7 @@ from pipeline import training_norms
 from pipeline.training_norms import (
     embedding_norms,
     roots,
-    squared_gradient_norms,
+    squares_of,
 )
 
 
@@ -24,7 +24,7 @@ def test_rows_that_occur_twice_are_added_up():
     scalars = tf.IndexedSlices(
         tf.constant([1.0, 1.0, -1.0]), tf.constant([2, 3, 3])
     )
-    squares = squared_gradient_norms(
+    squares = squares_of(
         [video, biases, unused],
         [rows, scalars, None],
         [tf.constant([[3.0]]), None, tf.constant([4.0])],
@@ -48,4 +48,6 @@ def test_mean_length_of_the_rows_after_row_0(monkeypatch, chunk_rows):
     video = tf.Variable(rows.astype(np.float32), name="video_table")
     biases = tf.Variable(tf.ones([4]), name="biases")
     # (5 + 1 + 0) / 3; a vector has no rows.
-    assert embedding_norms([video, biases]) == pytest.approx({"video": 2.0})
+    assert embedding_norms([video, biases]) == pytest.approx(
+        {"embedding_norm/video": 2.0}
+    )
