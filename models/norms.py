@@ -26,6 +26,9 @@ def squared_gradient_norms(
 ) -> dict[str, tf.Tensor]:
     """Squares, so that those of several replicas may be added up.
 
+    The root of such a sum is the norm of all replicas' gradients side by
+    side, not of their sum.
+
     Args:
       tables: name the row gradients.
       row_gradients: one a table, None where the loss does not use it; rows

@@ -30,6 +30,12 @@ VIDEO_AGE: tuple[Bucket, ...] = (
     ("over_30_days", 30, np.inf),
 )
 OUT_OF_VOCABULARY = "out_of_vocabulary"
+# All, in the order to show them.
+BUCKETS = (
+    *(f"by_activity.{name}" for name, *_ in ACTIVITY),
+    *(f"by_video_age.{name}" for name, *_ in VIDEO_AGE),
+    f"by_video_age.{OUT_OF_VOCABULARY}",
+)
 
 
 @dataclasses.dataclass(frozen=True)

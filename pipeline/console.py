@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from models.retrieval_slices import BUCKETS
+
 # Severity, code and time of C++ log lines, and absl's remark before them.
 _ALWAYS_SAID = re.compile(
     r"WARNING: All log messages before absl|I0000 |W0000 "
@@ -87,13 +89,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
             ["metric", *sides],
             _rows(metrics, _at_a_glance(names), sides),
         )
-    sliced = [
-        key.removeprefix("retrieval.")
-        for key in metrics
-        if key.startswith("retrieval.by_")
-    ]
-    if sliced:
-        _print_slices(metrics, sliced, sides)
+    _print_slices(metrics, sides)
     ranking = [k for k in metrics if k.startswith("ranking.")]
     if ranking:
         print_table(
@@ -111,35 +107,41 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def _print_slices(
-    metrics: Mapping[str, float], names: Sequence[str], sides: Mapping[str, str]
+    metrics: Mapping[str, float], sides: Mapping[str, str]
 ) -> None:
-    """Prints the hit rate at the largest k of each bucket."""
-    k = max(int(n.rpartition("_")[2]) for n in names if "_at_" in n)
-    rate = f".hit_rate_at_{k}"
-    buckets = [n.removesuffix(rate) for n in names if n.endswith(rate)]
-    sizes = {n.rpartition(".")[0]: n for n in names if "_at_" not in n}
-    rows = _rows(metrics, [bucket + rate for bucket in buckets], sides)
+    """Prints the hit rate at the largest k of each bucket, if there are any."""
+    by_k = [k for k in metrics if k.startswith("retrieval.by_") and "_at_" in k]
+    if not by_k:
+        return
+    rate = max(by_k, key=_natural).rpartition(".")[2]
+    rows = []
+    for bucket in BUCKETS:
+        (row,) = _rows(metrics, [f"{bucket}.{rate}"], sides)
+        size = metrics.get(
+            f"retrieval.{bucket}.cases",
+            metrics.get(f"retrieval.{bucket}.labels"),
+        )
+        if size is not None:
+            name = bucket.partition(".")[2].replace("_", " ")
+            rows.append([name, f"{size:,.0f}", *row[1:]])
     print_table(
-        f"Its hit rate @{k}, by videos seen by the user and by a video's age",
+        f"Its {rate}, by videos seen by the user and by a video's age",
         ["bucket", "number", *sides],
-        [
-            [
-                bucket.partition(".")[2].replace("_", " "),
-                number(metrics[f"retrieval.{sizes[bucket]}"]),
-                *row[1:],
-            ]
-            for bucket, row in zip(buckets, rows, strict=True)
-        ],
+        rows,
     )
 
 
 def _rows(
     metrics: Mapping[str, float], names: Sequence[str], sides: Mapping[str, str]
 ) -> list[list[str]]:
-    return [
-        [name, *(number(metrics.get(p + name)) for p in sides.values())]
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        values = [metrics.get(prefix + name) for prefix in sides.values()]
+        whole = name == "cases"
+        rows.append(
+            [name] + [f"{v:,.0f}" if whole and v else number(v) for v in values]
+        )
+    return rows
 
 
 def _sides(metrics: Mapping[str, float]) -> dict[str, str]:

@@ -86,11 +86,6 @@ class TrainingReport:
         elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
-    def embeddings(self, epoch: int, norms: Mapping[str, float]) -> None:
-        """Tells how long the rows of the tables are at an epoch's end."""
-        for name, value in norms.items():
-            _scalar(f"epoch/embedding_norm/{name}", value, step=epoch)
-
 
 def _scalar(name: str, value: Any, step: int) -> None:
     """Writes a scalar as TensorBoard reads it, without needing TensorBoard.

@@ -37,6 +37,46 @@ def test_each_metric_stands_beside_its_baselines(
     assert ["calibration", "1.0100", "-"] in rows
 
 
+def test_a_bucket_is_a_row_and_the_index_a_column(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # In the order of metrics.json.
+    age = "by_video_age"
+    print_metrics(
+        {
+            "baselines.ease.by_activity.seen_0_to_5.hit_rate_at_100": 0.125,
+            "retrieval.by_activity.seen_0_to_5.cases": 12.0,
+            "retrieval.by_activity.seen_0_to_5.hit_rate_at_100": 0.25,
+            "retrieval.by_activity.seen_0_to_5.hit_rate_at_50": 0.125,
+            f"retrieval.{age}.2_to_7_days.hit_rate_at_100": 0.5,
+            f"retrieval.{age}.2_to_7_days.labels": 3000.0,
+            f"retrieval.{age}.under_2_days.hit_rate_at_100": 0.75,
+            f"retrieval.{age}.under_2_days.labels": 20.0,
+            "retrieval.cases": 12.0,
+            "retrieval.map_at_10": 0.1,
+            "retrieval.map_at_100": 0.2,
+            "retrieval.map_at_10_seen_removed": 0.3,
+            "retrieval.recall_at_10": 0.4,
+            "retrieval.recall_at_100": 0.6,
+            "retrieval.through_index.map_at_10": 0.0625,
+        }
+    )
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("│")
+    ]
+    # Ours, the index, ease.
+    assert rows == [
+        ["cases", "12", "-", "-"],
+        ["map_at_10", "0.1000", "0.0625", "-"],
+        ["recall_at_100", "0.6000", "-", "-"],
+        ["seen 0 to 5", "12", "0.2500", "-", "0.1250"],
+        ["under 2 days", "20", "0.7500", "-", "-"],
+        ["2 to 7 days", "3,000", "0.5000", "-", "-"],
+    ]
+
+
 _TELLS = """
 import sys
 from pipeline.console import import_tensorflow_quietly
