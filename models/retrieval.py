@@ -5,7 +5,7 @@ output embedding v [D] and a bias b, apart from the embeddings of the watch
 history. P(video) is the softmax of u.v + b over the corpus.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from models.embeddings import initial_table, local_component
@@ -136,13 +136,13 @@ class RetrievalModel(tfrs.Model):
             negatives = Negatives(negatives.ids, zeros)
             expected = tf.zeros_like(expected)
         rows, biases = self._outputs(tf.concat([labels, negatives.ids], 0))
+
+        def gathered(part: tf.Tensor) -> Callable[..., Any]:
+            return lambda ids: (part, biases)
+
         losses = [
             sampled_softmax_loss(
-                query,
-                labels,
-                negatives,
-                lambda _, part=part: (part, biases),
-                expected,
+                query, labels, negatives, gathered(part), expected
             )
             for query, part in self._parts_of(queries, rows)
         ]
