@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from models.inputs import dataset, max_lengths
+from models.inputs import max_lengths
 from models.keras_setup import tf
+from models.lanes import training_dataset
 from models.retrieval import RetrievalModel
 from pipeline.checkpoints import Checkpoints
 from pipeline.distribution import (
@@ -89,15 +90,13 @@ def work(job: dict[str, Any], attempt: dict[str, Any], folder: Path) -> None:
     per_epoch = 10
 
     def batches(epoch: int, skip: int) -> Any:
-        source = dataset(
+        source = training_dataset(
             job["files"],
             keys,
             config.batch_size,
             padded_lengths=max_lengths(FEATURES),
             seed=1,
             epoch=epoch,
-            shuffle=True,
-            drop_remainder=True,
             skip_batches=skip,
             rows=worker_rows(strategy),
         )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """320 examples: 10 batches of 30 an epoch, 40 in the run of 4 epochs."""
     path = str(tmp_path_factory.mktemp("examples") / "train-0.tfrecord")
     rng = np.random.default_rng(0)
@@ -39,11 +39,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             features = tf.train.Features(feature=feature)
             example = tf.train.Example(features=features)
             writer.write(example.SerializeToString())
-    return [path]
+    return {path: 320}
 
 
 def run(
-    files: list[str], out: Path, attempts: list[dict[str, Any]], **job: Any
+    files: dict[str, int], out: Path, attempts: list[dict[str, Any]], **job: Any
 ) -> list[dict[str, Any]]:
     """Runs in one work directory, one after the other."""
     job = {"workers": 1, "checkpoint_every": 7, **job}
@@ -66,7 +66,7 @@ def steps(out: Path) -> list[int]:
 
 
 def test_a_run_that_is_killed_while_it_saves_or_told_to_stop(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     *killed, whole = run(
         files,
@@ -117,7 +117,7 @@ def random_kills(workers: int) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ten_kills_at_random_moments_change_no_bit(
-    files: list[str], tmp_path: Path, workers: int
+    files: dict[str, int], tmp_path: Path, workers: int
 ) -> None:
     options = {"workers": workers, "checkpoint_every": 1}
     (whole,) = run(files, tmp_path / "whole", [{}], **options)
@@ -134,7 +134,7 @@ def test_ten_kills_at_random_moments_change_no_bit(
 
 @pytest.mark.slow
 def test_all_workers_stop_at_one_step_when_one_is_told_to(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     (whole,) = run(files, tmp_path / "whole", [{}], workers=2)
     told, rest = run(
@@ -157,7 +157,7 @@ def test_all_workers_stop_at_one_step_when_one_is_told_to(
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
 def test_the_others_stop_and_name_the_lost_worker(
-    files: list[str], tmp_path: Path, name: str, lost: int
+    files: dict[str, int], tmp_path: Path, name: str, lost: int
 ) -> None:
     attempt = {"signal": name, "to": [lost], "after": 12}
     stopped, again = run(
@@ -179,7 +179,7 @@ def test_the_others_stop_and_name_the_lost_worker(
 
 @pytest.mark.slow
 def test_a_chief_that_evaluates_notices_a_lost_worker_and_waits_for_none(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     attempt = {"signal": "SIGKILL", "to": [1], "after": 9}
     attempt |= {"evaluation_s": 120}
@@ -212,7 +212,7 @@ def test_a_chief_that_evaluates_notices_a_lost_worker_and_waits_for_none(
 
 @pytest.mark.slow
 def test_workers_that_see_other_folders_say_so(
-    files: list[str], tmp_path: Path
+    files: dict[str, int], tmp_path: Path
 ) -> None:
     (result,) = run(files, tmp_path, [{}], workers=2, apart=True)
     assert result["codes"]["1"] == 1
