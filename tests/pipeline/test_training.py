@@ -151,7 +151,7 @@ def assert_same_bits(one: RetrievalModel, other: RetrievalModel) -> None:
 def test_it_learns_the_rule(
     kind: type[RetrievalModel], files: dict[str, int], tmp_path: Path
 ) -> None:
-    changes = {"epochs": 12, "patience": 12}
+    changes = {"epochs": 16, "patience": 16}
     result = run(
         files, tmp_path, build_model=lambda: build(kind), changes=changes
     )
@@ -159,7 +159,7 @@ def test_it_learns_the_rule(
     # By chance 1 in 40.
     assert history[-1]["hit_rate"] > 0.6
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
-    assert len(history) == 12
+    assert len(history) == 16
 
 
 def test_the_weights_are_those_of_the_best_epoch(
