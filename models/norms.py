@@ -48,9 +48,11 @@ def squared_gradient_norms(
 
 
 def embedding_norms(tables: Sequence[tf.Variable]) -> dict[str, float]:
-    """Mean length of the rows of each matrix, without row 0, by its name."""
+    """`embedding_norm/<name>`: mean length of a table's rows without row 0."""
     return {
-        name_of(table): _mean_row_norm(local_component(table))
+        f"embedding_norm/{name_of(table)}": _mean_row_norm(
+            local_component(table)
+        )
         for table in tables
         if table.shape.rank == 2 and table.shape[0] > 1
     }

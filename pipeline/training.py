@@ -122,10 +122,7 @@ def train(
                         break
                     values = run.evaluate(evaluate, metric)
                     run.end_epoch(values, metric, sign)
-                    report.epoch(state.epoch - 1, state.history[-1], metric)
-                    if current_task().is_chief:
-                        norms = embedding_norms(model.table_variables)
-                        report.embeddings(state.epoch - 1, norms)
+                    run.tell_epoch(report, metric)
             run.from_chief(0.0)  # Wait until the chief has written it all.
         if state.best_epoch:
             run.restore_best()
@@ -277,6 +274,13 @@ class _Run:
         state.epoch += 1
         state.batches, state.loss_sum = 0, 0.0
         self._save()
+
+    def tell_epoch(self, report: TrainingReport, metric: str) -> None:
+        """Reports the epoch that just ended."""
+        values = dict(self.state.history[-1])
+        if current_task().is_chief:
+            values |= embedding_norms(self.model.table_variables)
+        report.epoch(self.state.epoch - 1, values, metric)
 
     @contextlib.contextmanager
     def report(self, shown: bool) -> Iterator[TrainingReport]:

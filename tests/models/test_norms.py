@@ -44,4 +44,6 @@ def test_mean_length_of_the_rows_after_row_0(monkeypatch, chunk_rows):
     video = tf.Variable(rows.astype(np.float32), name="video_table")
     biases = tf.Variable(tf.ones([4]), name="biases")
     # (5 + 1 + 0) / 3; a vector has no rows.
-    assert embedding_norms([video, biases]) == pytest.approx({"video": 2.0})
+    assert embedding_norms([video, biases]) == pytest.approx(
+        {"embedding_norm/video": 2.0}
+    )
