@@ -31,6 +31,7 @@ SIZE = {
     "recency_bags": (50,),
     "hidden_units": (128, 64),
     "dropout": 0.0,
+    "negatives": "list_wise",
     "num_negatives": 3,
     "table_optimizer": "lazy_adam",
     "batch_size": 2048,
