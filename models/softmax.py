@@ -133,6 +133,7 @@ def _own_first(labels: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return labels
-    gathered = context.all_gather(labels, axis=0)
+    # An argument of the step is on no device yet, as gathering wants it to be.
+    gathered = context.all_gather(tf.identity(labels), axis=0)
     own = context.replica_id_in_sync_group * tf.size(labels)
     return tf.roll(gathered, -own, axis=0)

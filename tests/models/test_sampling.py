@@ -115,6 +115,7 @@ def test_the_tail_of_a_million_follows_the_unigram() -> None:
         [1.0, 1.0, 1.0],
         [1.0, 8.0, 1.0, 1.0],
         [2.0, 1.0, 1.0, 1.0, 0.5, 0.5],
+        [1.0, 0.5, 1.5],
         [5.0, 5.0, 1.0, 1e-9, 3.0, 1.2],
         list(np.random.default_rng(1).random(1000) ** 6 + 1e-12),
     ],
