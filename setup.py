@@ -53,6 +53,8 @@ INSTALL_REQUIRES = [
     # The protocol's messages, in which warm-up requests are written; the
     # only version between its TensorFlow bounds and Transform's.
     "tensorflow-serving-api>=2.19.1,<3",
+    # Asks the other workers' TensorFlow servers whether they are there.
+    "grpcio>=1.70,<2",
     # The command line; from 0.26 on its errors are no longer Click's.
     "typer>=0.22,<0.26",
     # Whose errors `pipeline/cli.py` turns into lines and exit codes.

@@ -19,7 +19,7 @@ from models.lanes import WorkerRows
 from pipeline.cluster import Task as Task
 from pipeline.cluster import current_task as current_task
 from pipeline.console import say
-from pipeline.workers_health import configure_heartbeats, waiting_for_all
+from pipeline.workers_health import configure_heartbeats, wait_for_all
 from schemas.errors import UsageError
 
 StrategyName = Literal["auto", "one_device", "mirrored", "multi_worker", "tpu"]
@@ -40,12 +40,12 @@ def make_strategy(
       name: `auto` takes the cluster of TF_CONFIG if there is one, else all
         GPUs of this machine, else its CPU.
       tpu: name or address of the TPU, for `tpu`; None is the local one.
-      start_timeout_s: how long to wait for the other workers; then this
-        process ends with exit code 1 and names those that did not come.
+      start_timeout_s: how long to wait for the other workers.
 
     Raises:
       UsageError: an unknown name, a malformed TF_CONFIG, `multi_worker`
         without one, or another strategy despite one.
+      LostWorkerError: another worker did not come within the time.
     """
     task = current_task()
     gpus = tf.config.list_physical_devices("GPU")
@@ -71,8 +71,8 @@ def make_strategy(
         if task.num_workers == 1:
             return tf.distribute.MultiWorkerMirroredStrategy()
         configure_heartbeats(task)
-        with waiting_for_all(task, start_timeout_s):
-            return tf.distribute.MultiWorkerMirroredStrategy()
+        wait_for_all(task, start_timeout_s)
+        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "")
         tf.config.experimental_connect_to_cluster(resolver)

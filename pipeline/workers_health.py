@@ -15,22 +15,24 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import grpc
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
 from models.keras_setup import tf
-from pipeline.cluster import Task, Worker, current_task
+from pipeline.cluster import Task, current_task
 from schemas.errors import WatchnextError
 
 # Shorter ones would take a busy machine for a dead one. A lost worker is known
-# after at most 5 + 2 x 10 s, and left after 10 more.
+# after at most 5 + 10 + 1 + 10 s, and left after 10 more.
 _HEARTBEAT_TIMEOUT_S = 20
 _ASK_EVERY_S = 5.0
-_ANSWER_WITHIN_S = 10
+_ANSWER_WITHIN_S = 10.0
 _ATTEMPTS = 2
 _LEAVE_BY_ITSELF_S = 10.0
+_CALL_EVERY_S = 0.3
 # How a failure of the cluster, and of nothing else, reads.
 _CLUSTER = re.compile(
     r"Collective ops is aborted|CoordinationService|WorkerService"
@@ -62,34 +64,36 @@ def configure_heartbeats(task: Task) -> None:
     )
 
 
-@contextlib.contextmanager
-def waiting_for_all(task: Task, timeout_s: float) -> Iterator[None]:
-    """Ends this process where the others do not come within a time.
+def wait_for_all(task: Task, timeout_s: float) -> None:
+    """Returns once every worker is there; before the strategy is made.
 
-    TensorFlow waits for them in one uninterruptible call, and its own limit
-    has no effect there; so it is a thread that ends the process.
+    TensorFlow waits for the others in one call that nothing ends: no time
+    limit, no signal, no other thread. So they are waited for here. A worker
+    is there when its port takes connections: this process's own does until it
+    has seen all others, and from then on TensorFlow's server has it.
+
+    Raises:
+      LostWorkerError: names those that did not come within the time.
     """
-    came = threading.Event()
-
-    def watch() -> None:
-        if came.wait(timeout_s):
-            return
-        missing = [
-            task.name(index)
-            for index, worker in enumerate(task.workers)
-            if index != task.index and not _listens(worker.address)
-        ]
-        _leave(
-            f"After {timeout_s:.0f} s this worker still waits for "
-            f"{' and '.join(missing) or 'the others'}. Are all started, with "
-            "the same cluster in TF_CONFIG, and can they reach each other?"
-        )
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        came.set()
+    waited_for = set(range(task.num_workers)) - {task.index}
+    until = time.monotonic() + timeout_s
+    with _listening(task):
+        while waited_for:
+            waited_for -= {
+                index
+                for index in waited_for
+                if _listens(task.workers[index].address)
+            }
+            if waited_for and time.monotonic() > until:
+                names = " and ".join(map(task.name, sorted(waited_for)))
+                raise LostWorkerError(
+                    f"After {timeout_s:.0f} s {names} cannot be reached. Are "
+                    "all workers started, with the same cluster in TF_CONFIG, "
+                    "and can they reach each other? `--start-timeout-s` waits "
+                    "longer."
+                )
+            if waited_for:
+                time.sleep(_CALL_EVERY_S)
 
 
 @contextlib.contextmanager
@@ -117,7 +121,7 @@ def naming_lost_workers() -> Iterator[None]:
             raise
         raise LostWorkerError(
             watch.lost_worker()
-            or f"The workers lost each other: {text.splitlines()[0]}"
+            or f"The workers lost each other for a while: {text}"
         ) from error
     finally:
         watch.left.set()
@@ -129,6 +133,11 @@ class _Watch(threading.Thread):
     def __init__(self, task: Task) -> None:
         super().__init__(daemon=True)
         self._task = task
+        self._peers = {
+            index: _Peer(worker.address)
+            for index, worker in enumerate(task.workers)
+            if index != task.index
+        }
         self._lost = ""
         self._found = threading.Event()
         self.left = threading.Event()
@@ -137,16 +146,12 @@ class _Watch(threading.Thread):
         while not self._found.is_set():
             if self.left.wait(_ASK_EVERY_S):
                 return
-            gone = [
-                self._task.name(index)
-                for index, worker in enumerate(self._task.workers)
-                if index != self._task.index and not _answers(worker)
-            ]
+            gone = self._gone()
             if gone:
+                names = " and ".join(map(self._task.name, sorted(gone)))
                 self._lost = (
-                    f"Lost {' and '.join(gone)}: dead, hanging or "
-                    "unreachable. Start all workers again to continue from "
-                    "the last checkpoint."
+                    f"Lost {names}: dead, hanging or unreachable. Start all "
+                    "workers again to continue from the last checkpoint."
                 )
                 self._found.set()
         if not self.left.wait(_LEAVE_BY_ITSELF_S):
@@ -154,22 +159,69 @@ class _Watch(threading.Thread):
 
     def lost_worker(self) -> str:
         """Says who is lost; empty where all answer after all."""
-        self._found.wait(_ASK_EVERY_S + _ATTEMPTS * _ANSWER_WITHIN_S)
+        self._found.wait(_ASK_EVERY_S + _ATTEMPTS * (_ANSWER_WITHIN_S + 1))
         # Were this one gone at once, others would name it as lost as well.
         time.sleep(_ASK_EVERY_S)
         return self._lost
 
+    def _gone(self) -> set[int]:
+        """Those that did not answer, several times."""
+        silent = set(self._peers)
+        for attempt in range(_ATTEMPTS):
+            if silent and attempt:
+                time.sleep(1.0)  # A connection may break off.
+            asked = {index: self._peers[index].ask() for index in silent}
+            silent = {i for i, answer in asked.items() if not answer()}
+        return silent
 
-def _answers(worker: Worker) -> bool:
-    """Asks TensorFlow's server; one started anew counts as another."""
-    name = f"/job:{worker.job}/replica:0/task:{worker.number}"
-    for _ in range(_ATTEMPTS):
-        with contextlib.suppress(tf.errors.OpError):
-            context.context().check_collective_ops_peer_health(
-                name, timeout_in_ms=_ANSWER_WITHIN_S * 1000
-            )
-            return True
-    return False
+
+class _Peer:
+    """The TensorFlow server of another worker.
+
+    TensorFlow's own `check_collective_ops_peer_health` sends the same
+    message, but was seen not to return once the collectives were aborted.
+    """
+
+    def __init__(self, address: str) -> None:
+        options = [("grpc.enable_http_proxy", 0)]
+        channel = grpc.insecure_channel(address, options)
+        method = "/tensorflow.WorkerService/GetStatus"
+        self._status = channel.unary_unary(method)
+        self._first: bytes | None = None
+
+    def ask(self) -> Callable[[], bool]:
+        """Sends the question; what it returns waits for the answer."""
+        answer = self._status.future(b"", timeout=_ANSWER_WITHIN_S)
+
+        def answered() -> bool:
+            try:
+                status = answer.result()
+            except grpc.RpcError:
+                return False
+            # It holds a number that is drawn at the start: one that was
+            # started anew is another worker.
+            self._first = self._first or status
+            return bool(status == self._first)
+
+        return answered
+
+
+def _listening(task: Task) -> socket.socket:
+    """This worker's port; the system completes connections by itself."""
+    worker = task.workers[task.index]
+    both = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("", int(worker.address.rpartition(":")[2])),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+            backlog=4096,
+        )
+    except (OSError, ValueError, OverflowError) as error:
+        raise WatchnextError(
+            f"This worker's port in TF_CONFIG, {worker.address}, cannot be "
+            f"used: {error}."
+        ) from error
 
 
 def _listens(address: str) -> bool:

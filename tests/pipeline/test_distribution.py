@@ -206,35 +206,3 @@ def test_workers_do_not_outlive_what_started_them(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert not list(tmp_path.glob("saved-*"))
-
-
-@pytest.mark.slow
-def test_a_worker_that_does_not_come_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from pipeline.distribution import _free_addresses
-
-    addresses = _free_addresses(2)
-    program = (
-        "from pipeline.distribution import make_strategy;"
-        "make_strategy(start_timeout_s=8)"
-    )
-    text = json.dumps(
-        {
-            "cluster": {"worker": addresses},
-            "task": {"type": "worker", "index": 0},
-        }
-    )
-    root = str(Path(__file__).parents[2])
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": root, "TF_CONFIG": text},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 1
-    expected = (
-        "watchnext: After 8 s this worker still waits for worker 1 "
-        f"({addresses[1]})."
-    )
-    assert expected in ended.stderr
