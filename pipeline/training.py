@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -20,57 +20,16 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.interruption import Interrupted, SignalWatch
+from pipeline.trainable import Batch, TrainingSection
 from pipeline.training_report import TrainingReport
 from pipeline.workers_health import naming_lost_workers
 from schemas.errors import InputError, WatchnextError
 
-Batch = Mapping[str, Any]
 # Losses are looked at in groups: reading each would wait for each step.
 _CHECK_EVERY = 50
 # Steps after which workers look whether one of them was told to stop: by then
 # the number is there, and reading it waits for nothing.
 _LAG = 4
-
-
-class Trainable(Protocol):
-    """What the loop asks of a model (a `tfrs.Model`)."""
-
-    @property
-    def table_variables(self) -> tuple[tf.Variable, ...]:
-        """Embedding tables and alike, whose rows are updated sparsely."""
-
-    @property
-    def dense_variables(self) -> tuple[tf.Variable, ...]:
-        """All other weights."""
-
-    def compute_loss(
-        self,
-        inputs: Batch,
-        *,
-        training: bool,
-        step: tf.Tensor,
-        global_batch_size: int,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Returns sum over the rows / global batch size, and such metrics."""
-
-
-class TrainingSection(Protocol):
-    """The fields that the sections `retrieval` and `ranking` share."""
-
-    @property
-    def table_optimizer(self) -> Literal["rowwise_adagrad", "lazy_adam"]: ...
-    @property
-    def table_learning_rate(self) -> float: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def patience(self) -> int: ...
-    @property
-    def checkpoint_every(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +76,8 @@ def train(
     """Trains until the epochs or the patience run out.
 
     Args:
-      build_model: called once, under the strategy; gives a `Trainable`.
+      build_model: called once, under the strategy; gives a
+        `trainable.Trainable`.
       make_dataset: (epoch from 1, batches to skip) -> this process's part of
         the epoch's batches, of equal size; see `models.inputs.dataset` and
         `distribution.worker_rows`.
