@@ -99,18 +99,20 @@ def test_a_run_that_is_killed_while_it_saves_or_told_to_stop(
 
 
 def random_kills(workers: int) -> list[dict[str, Any]]:
-    """10 kills, at steps spread over the run and moments within them."""
+    """10 kills, one every three steps, at random moments within them.
+
+    A step takes 0.02 s and more: the last kill comes before step 40.
+    """
     rng = np.random.default_rng(workers)
-    after = sorted(rng.integers(0, 38, size=10).tolist())
     victims = [list(range(workers)), [0], [workers - 1]]
     return [
         {
             "signal": "SIGKILL",
-            "after": step,
-            "delay_s": float(rng.uniform(0, 0.08)),
+            "after": 3 * number + int(rng.integers(3)),
+            "delay_s": float(rng.uniform(0, 0.06)),
             "to": victims[0 if number % 4 else number // 4 % 3],
         }
-        for number, step in enumerate(after)
+        for number in range(10)
     ]
 
 
@@ -119,7 +121,7 @@ def random_kills(workers: int) -> list[dict[str, Any]]:
 def test_ten_kills_at_random_moments_change_no_bit(
     files: dict[str, int], tmp_path: Path, workers: int
 ) -> None:
-    options = {"workers": workers, "checkpoint_every": 1}
+    options = {"workers": workers, "checkpoint_every": 1, "step_s": 0.02}
     (whole,) = run(files, tmp_path / "whole", [{}], **options)
     results = run(
         files, tmp_path / "killed", [*random_kills(workers), {}], **options
