@@ -37,6 +37,7 @@ from schemas.features import Feature, FeatureSet
 VIDEOS = 40
 FEATURES = FeatureSet((Feature("watch_history", "bag", "query", "video", 4),))
 CONFIG = RetrievalConfig(
+    lanes=6,  # For 1, 2 and 3 workers.
     embedding_dim=8,
     recency_bags=(4, 1),
     hidden_units=(16,),
@@ -99,6 +100,7 @@ def work(job: dict[str, Any], attempt: dict[str, Any], folder: Path) -> None:
             epoch=epoch,
             skip_batches=skip,
             rows=worker_rows(strategy),
+            num_lanes=config.lanes,
         )
         for step, batch in enumerate(source, (epoch - 1) * per_epoch + skip):
             progress.write_text(str(step))
