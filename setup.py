@@ -83,6 +83,8 @@ EXTRAS_REQUIRE = {
         "types-psutil>=7,<8",
         # The published schemas of Kubernetes, for `deploy/kubernetes`.
         "kubernetes-validate>=1.37,<2",
+        # The service's own message of a job, for `deploy/vertex`.
+        "google-cloud-aiplatform>=1.165,<2",
         # Builds the project without a network once the lock is installed.
         "setuptools==80.9.0",
         "wheel>=0.45",

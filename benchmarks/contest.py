@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from benchmarks.given import PARTS, Given
+from benchmarks.processes import total_cpu_s
 from schemas.examples import ExampleKey
 
 # A prime: sums of time mod this tell examples of equal ids apart.
@@ -81,17 +82,6 @@ def checksum(
         for name, value in batch.items():
             totals[name] = totals.get(name, 0) + int(value)
     return totals
-
-
-def total_cpu_s() -> float:
-    """User and system time of this process and its children so far."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(
-            resource.getrusage,
-            (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN),
-        )
-    )
 
 
 def peak_rss_gib() -> float:

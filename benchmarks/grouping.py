@@ -8,8 +8,9 @@ import apache_beam as beam
 
 from beam_jobs.runners import count, pipeline_options, run_pipeline
 from beam_jobs.user_shards import GroupByUserShard, UserShard, num_shards_of
-from benchmarks.contest import peak_rss_gib, total_cpu_s
+from benchmarks.contest import peak_rss_gib
 from benchmarks.given import PARTS, Given
+from benchmarks.processes import total_cpu_s
 from benchmarks.shuffle import counted_shuffle
 
 

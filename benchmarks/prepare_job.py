@@ -28,8 +28,9 @@ from beam_jobs import (
 from beam_jobs.event_rows import RawRows
 from beam_jobs.runners import pipeline_options
 from beam_jobs.watch_rows import PartName
-from benchmarks.contest import peak_rss_gib, total_cpu_s
+from benchmarks.contest import peak_rss_gib
 from benchmarks.logs import ROW_GROUP_ROWS, Log, read_log
+from benchmarks.processes import total_cpu_s
 from benchmarks.shuffle import counted_shuffle
 from schemas.config import Config
 from schemas.events import TIMED_TABLES

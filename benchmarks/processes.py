@@ -8,6 +8,7 @@ other one, so the starter has to be small.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -80,6 +81,17 @@ def _last_object(output: str) -> Measured:
             found: Measured = json.loads(line)
             return found
     raise JobFailed(f"No JSON object in the output:\n{output[-4000:]}")
+
+
+def total_cpu_s() -> float:
+    """User and system time of this process and its children so far."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(
+            resource.getrusage,
+            (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN),
+        )
+    )
 
 
 def say(text: str) -> None:

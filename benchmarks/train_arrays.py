@@ -18,6 +18,13 @@ from schemas.artifacts import ArtifactStore, join
 from schemas.examples import retrieval_keys
 
 _NEGATIVES, _CHUNK = 3, 8192
+# The peer's name of a user's column -> the key of our examples.
+USER_COLUMNS = {
+    "user_id": "user_id",
+    "gender": "user_gender",
+    "age": "user_age",
+    "occupation": "user_occupation",
+}
 
 
 def read_columns(workdir: str) -> dict[str, np.ndarray]:
@@ -51,15 +58,10 @@ def peer_arrays(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "neg_items": negatives,
         "hist_movie_id": np.maximum(columns["watch_history"], 0),
     }
-    # The user's columns are sparse there, whatever they are in ours.
-    users = {
-        "user_id": columns["user_id"],
-        "gender": columns["user_gender"],
-        "age": columns["user_age"][:, 0],
-        "occupation": columns["user_occupation"],
-        "zip": columns["user_zip_code"],
-    }
-    for name, values in users.items():
+    for name, key in USER_COLUMNS.items():
+        # Sparse there, whatever they are in ours: of the age one number tells.
+        values = columns[key]
+        values = values[:, 0] if values.ndim > 1 else values
         arrays[name] = 1 + np.unique(values, return_inverse=True)[1]
     return {name: a.astype(np.int64) for name, a in arrays.items()}
 

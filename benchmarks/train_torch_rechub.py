@@ -1,13 +1,12 @@
 """torch-rechub's YoutubeDNN, as its own example script trains it.
 
-Run by an interpreter that has torch and torch_rechub, and nothing of ours:
+Run by an interpreter that has torch and torch_rechub, and none of our packages:
 model, trainer, loader and their settings are those of the script
 `examples/matching/run_ml_youtube_dnn.py` of that project.
 """
 
 import argparse
 import json
-import resource
 import time
 
 import numpy as np
@@ -18,7 +17,9 @@ from torch_rechub.models.matching import YoutubeDNN
 from torch_rechub.trainers import MatchTrainer
 from torch_rechub.utils.data import MatchDataGenerator
 
-_USER = ("user_id", "gender", "age", "occupation", "zip")
+from benchmarks.processes import total_cpu_s
+
+_USER = ("user_id", "gender", "age", "occupation")
 _DIM, _TOWER, _BATCH = 16, [128, 64, 16], 2048
 
 
@@ -69,7 +70,7 @@ def measure(path: str, epochs: int, loaders: int) -> dict[str, object]:
         model, mode=2, optimizer_params={"lr": 1e-4, "weight_decay": 1e-6}
     )
     losses = [trainer.train_one_epoch(loader)]
-    cpu_s, seconds = _cpu_s(), []
+    cpu_s, seconds = total_cpu_s(), []
     for _ in range(epochs):
         started = time.perf_counter()
         losses.append(trainer.train_one_epoch(loader))
@@ -77,7 +78,7 @@ def measure(path: str, epochs: int, loaders: int) -> dict[str, object]:
     return {
         "examples": len(y) * epochs,
         "seconds": sum(seconds),
-        "cpu_s": _cpu_s() - cpu_s,
+        "cpu_s": total_cpu_s() - cpu_s,
         "epoch_seconds": seconds,
         "train_loss": losses,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -87,16 +88,6 @@ def measure(path: str, epochs: int, loaders: int) -> dict[str, object]:
             "torch-rechub": torch_rechub.__version__,
         },
     }
-
-
-def _cpu_s() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(
-            resource.getrusage,
-            (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN),
-        )
-    )
 
 
 def main() -> None:

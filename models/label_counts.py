@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.inputs import mapped_ahead
 from models.keras_setup import tf
 from schemas.errors import InputError
 
@@ -33,9 +34,11 @@ def label_counts(
     """
     spec = {label: tf.io.FixedLenFeature([], tf.int64)}
     counts = np.zeros(num_classes + 1, np.int64)
-    records = tf.data.TFRecordDataset(sorted(files))
-    for serialized in records.batch(_RECORDS_PER_BATCH).prefetch(2):
-        ids = tf.io.parse_example(serialized, spec)[label].numpy()
+    records = tf.data.TFRecordDataset(sorted(files)).batch(_RECORDS_PER_BATCH)
+    labels = mapped_ahead(
+        records, lambda batch: tf.io.parse_example(batch, spec)[label]
+    )
+    for ids in labels.as_numpy_iterator():
         if ids.min() < 1 or ids.max() > num_classes:
             raise InputError(
                 f"Expected labels from 1 to {num_classes}, received "

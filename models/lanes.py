@@ -14,7 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.inputs import EXAMPLE_INDEX, check_files, example_parser
+from models.inputs import (
+    EXAMPLE_INDEX,
+    check_files,
+    example_parser,
+    mapped_ahead,
+)
 from models.keras_setup import tf
 from schemas.errors import UsageError
 from schemas.examples import ExampleKey
@@ -167,10 +172,7 @@ def training_dataset(
         parsed[EXAMPLE_INDEX] = first + tf.range(piece, dtype=tf.int64)
         return parsed
 
-    batches = parts.map(pieces).unbatch()
-    return batches.map(examples, tf.data.AUTOTUNE, deterministic=True).prefetch(
-        2
-    )
+    return mapped_ahead(parts.map(pieces).unbatch(), examples)
 
 
 def _lane_parts(

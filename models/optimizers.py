@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from models.embeddings import local_component
 from models.keras_setup import keras, tf
-from models.rows import in_xla, merge_rows
+from models.rows import gathered, in_xla, merge_rows
 
 
 def table_optimizer(
@@ -241,7 +241,7 @@ def _subtract(
     Writing new rows is a copy of memory; `scatter_sub` goes through each row
     by itself and takes three times as long.
     """
-    updated = tf.gather(variable, rows) - change
+    updated = gathered(variable, rows) - change
     variable.scatter_update(tf.IndexedSlices(updated, rows))
 
 

@@ -10,6 +10,7 @@ where it compiles (`jit_compile=True`, a TPU) the same sums are made with
 padding. Numbers agree up to the order of additions.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,17 +43,56 @@ def merge_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
     """
     if in_xla():
         return _merge_statically(gradient)
+    if _are_distinct(gradient.indices):
+        return gradient
     values = gradient.values
     distinct, position = tf.unique(gradient.indices)
 
     def merged() -> tf.Tensor:
-        order = tf.argsort(position, stable=True)
-        return tf.sparse.segment_sum(values, order, tf.gather(position, order))
+        count = tf.size(position)
+        return tf.sparse.segment_sum(
+            values, *_ordered(tf.range(count), position, count)
+        )
 
-    # Those of `sum_prefixes` are distinct already.
     repeated = tf.size(distinct) < tf.size(position)
     values = tf.cond(repeated, merged, lambda: values)
     return tf.IndexedSlices(values, distinct, gradient.dense_shape)
+
+
+def gathered(table: tf.Variable, indices: tf.Tensor) -> tf.Tensor:
+    """Rows as they are before the step's update of the table.
+
+    Where the graph shows that the loss has gathered the very same rows, they
+    are not read again: at 1M rows, that takes a tenth of a step.
+
+    Args:
+      table: [V + 1, ...], not written to since the loss read it.
+      indices: [n], of a gradient.
+
+    Returns:
+      [n, ...].
+    """
+    if not tf.executing_eagerly():
+        handle = indices.graph.capture(table.handle)
+        for op in _origin(indices).consumers():
+            if op.type == "ResourceGather" and op.inputs[0] is handle:
+                return op.outputs[0]
+    return tf.gather(table, indices)
+
+
+def _are_distinct(indices: tf.Tensor) -> bool:
+    """Whether the graph shows it: those of one `sum_prefixes` are."""
+    if tf.executing_eagerly():
+        return False
+    origin = _origin(indices)
+    return origin.op.type == "Unique" and origin.op.outputs[0] is origin
+
+
+def _origin(tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor of which a symbolic one is a copy."""
+    while tensor.op.type in ("Reshape", "Identity"):
+        tensor = tensor.op.inputs[0]
+    return tensor
 
 
 def _merge_statically(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
@@ -109,9 +149,10 @@ def sum_prefixes(
         bags * prefixes,
     )
     sums = tf.reshape(sums, [bags, prefixes, table.shape[1]])
+    # Not `cumsum`, which takes a third of the time of gathering the rows.
+    up_to = list(itertools.accumulate(tf.unstack(sums, axis=1), tf.add))
     lengths = [*ends, *[None] * (prefixes - len(ends))]
-    places = [lengths.index(first) for first in firsts]
-    return tf.gather(tf.cumsum(sums, axis=1), places, axis=1)
+    return tf.stack([up_to[lengths.index(first)] for first in firsts], axis=1)
 
 
 @tf.custom_gradient
@@ -126,11 +167,42 @@ def _sum_segments(
     sums = tf.sparse.segment_sum(rows, position, segment, num_segments=count)
 
     def gradient(upstream: tf.Tensor) -> tuple[Any, ...]:
-        order = tf.argsort(position, stable=True)
         # Every row has its position among them: the last is the row count.
         back = tf.sparse.segment_sum(
-            upstream, tf.gather(segment, order), tf.gather(position, order)
+            upstream, *_ordered(segment, position, count)
         )
         return back, None, None, None
 
     return sums, gradient
+
+
+def _ordered(
+    source: tf.Tensor, target: tf.Tensor, num_sources: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Orders pairs by target; those of one target stay in their order.
+
+    Sorting 100,000 pairs takes 8 ms, and there is no operation for what they
+    allow, counting. But the transpose of a sparse matrix counts: pairs are its
+    entries, each with its own target as the value.
+
+    Args:
+      source: int32 [n], not falling.
+      target: int32 [n].
+      num_sources: int32 [], above every source.
+
+    Returns:
+      The sources and the targets, int32 [n].
+    """
+    pairs = tf.cast(tf.stack([source, target], axis=1), tf.int64)
+    # Of no pairs the maximum is the least number there is.
+    num_targets = 1 + tf.maximum(tf.reduce_max(target), 0)
+    matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=pairs,
+        values=tf.cast(target, tf.float64),  # Exact, as float32 is not.
+        dense_shape=tf.cast(tf.stack([num_sources, num_targets]), tf.int64),
+    )
+    transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float64)
+    parts = tf.raw_ops.CSRSparseMatrixComponents(
+        csr_sparse_matrix=transposed, index=0, type=tf.float64
+    )
+    return parts.col_inds, tf.cast(parts.values, tf.int32)

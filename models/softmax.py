@@ -48,7 +48,10 @@ def sampled_softmax_loss(
     others, other_biases = lookup(negatives.ids)
     own_biases -= label_log_expected
     other_biases -= negatives.log_expected
-    accidental = labels[:, None] == negatives.ids
+    # In 32 bits, B S comparisons take half as long.
+    accidental = tf.cast(labels, tf.int32)[:, None] == tf.cast(
+        negatives.ids, tf.int32
+    )
     losses = []
     for u, v, w in zip(
         *(tf.split(x, parts, axis=-1) for x in (queries, own, others)),

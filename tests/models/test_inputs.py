@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from models.inputs import dataset, max_lengths, naming_corrupt_files
+from models.inputs import (
+    dataset,
+    mapped_ahead,
+    max_lengths,
+    naming_corrupt_files,
+)
 from models.keras_setup import tf
 from schemas.errors import InputError
 from schemas.examples import ExampleKey
@@ -120,3 +125,11 @@ def test_max_lengths_are_those_of_the_bags() -> None:
         )
     )
     assert max_lengths(features) == {"watch_history": 50, "query_topics": 4}
+
+
+def test_what_is_mapped_ahead_keeps_its_order_and_is_not_tuned() -> None:
+    numbers = tf.data.Dataset.range(100)
+    squares = mapped_ahead(numbers, lambda n: n * n)
+    assert [*squares.as_numpy_iterator()] == [n * n for n in range(100)]
+    # The tuner's thread may keep the end of an iterator waiting for 5 s.
+    assert squares.options().autotune.enabled is False

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.rows import in_xla, merge_rows, sum_prefixes
+from models.rows import gathered, in_xla, merge_rows, sum_prefixes
 
 SIZE, DIM = 20, 3
 
@@ -90,3 +90,67 @@ def test_xla_is_noticed_in_nested_functions() -> None:
     outer = tf.function(lambda x: inner(x), jit_compile=True)
     outer(tf.constant(1.0))
     assert seen[0] is False and not in_xla()
+
+
+def test_a_batch_without_a_single_watch_has_no_gradient() -> None:
+    table = tf.Variable(tf.ones([SIZE + 1, DIM]))
+
+    @tf.function
+    def both(ids: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            sums = sum_prefixes(table, ids, (None, 2))
+        gradient = tape.gradient(sums, table)
+        return sums, gradient.values
+
+    sums, rows = both(tf.fill([4, 6], tf.constant(-1, tf.int64)))
+    np.testing.assert_array_equal(sums, np.zeros([4, 2, DIM]))
+    assert rows.shape == (0, DIM)
+
+
+def test_rows_are_added_in_the_order_of_the_bags() -> None:
+    # 1e8 + 1 is 1e8 in float32: (1e8 - 1e8) + 1 is 1, 1e8 + (1 - 1e8) is 0.
+    upstream = tf.constant([[[1e8]], [[-1e8]], [[1.0]]])
+    table = tf.Variable(tf.zeros([3, 1]))
+    with tf.GradientTape() as tape:
+        sums = sum_prefixes(table, tf.constant([[2, 1], [2, -1], [2, 1]]), [2])
+    gradient = tape.gradient(sums, table, output_gradients=upstream)
+    found = dict(
+        zip(
+            gradient.indices.numpy(), gradient.values.numpy()[:, 0], strict=True
+        )
+    )
+    assert found == {2: 1.0, 1: 1e8}
+    merged = merge_rows(
+        tf.IndexedSlices(
+            tf.constant([1e8, 5.0, -1e8, 1.0]),
+            tf.constant([7, 3, 7, 7]),
+            tf.constant([9]),
+        )
+    )
+    found = dict(
+        zip(merged.indices.numpy(), merged.values.numpy(), strict=True)
+    )
+    assert found == {7: 1.0, 3: 5.0}
+
+
+def test_the_loss_s_own_rows_are_not_gathered_again() -> None:
+    table = tf.Variable(tf.random.stateless_normal([SIZE + 1, DIM], [1, 2]))
+    other = tf.Variable(table + 1.0)
+    found: dict[str, Any] = {}
+
+    @tf.function
+    def step(ids: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(sum_prefixes(table, ids, (2, None)) ** 2)
+        gradient = tape.gradient(loss, table)
+        merged = merge_rows(gradient)
+        found["as it was"] = merged is gradient
+        rows = gathered(table, merged.indices)
+        found["same"] = rows.op.name == "Gather"
+        return merged.indices, rows, gathered(other, merged.indices)
+
+    indices, rows, others = step(tf.constant([[3, 1, 3], [2, 3, -1]]))
+    np.testing.assert_array_equal(indices, [3, 1, 2])
+    np.testing.assert_array_equal(rows, table.numpy()[[3, 1, 2]])
+    np.testing.assert_array_equal(others, other.numpy()[[3, 1, 2]])
+    assert found == {"as it was": True, "same": True}
