@@ -23,7 +23,7 @@ from benchmarks.row_columns import (
     ROWS_FILE,
 )
 
-_KNOTS_PER_QUANTILE = 4
+_KNOTS_PER_QUANTILE = 16
 _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 _DAY_US = 86_400_000_000
 
