@@ -112,7 +112,7 @@ def test_candidates_are_limited():
         raw = {"candidate_video_id": tf.fill([1, sent], "a")}
         if sent == MAX_CANDIDATES:
             _, pieces = fitted(raw, (SHOWN,))
-            assert pieces == MAX_CANDIDATES / 2
+            assert pieces == MAX_CANDIDATES // 2
         else:
             with pytest.raises(tf.errors.InvalidArgumentError, match="10000"):
                 fitted(raw, (SHOWN,))
