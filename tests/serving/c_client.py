@@ -1,11 +1,13 @@
 """Requests as TensorFlow Serving's messages, and the C program's answers."""
 
+import functools
 import os
 import shutil
 import struct
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,9 +90,15 @@ def request_of(record: bytes) -> predict_pb2.PredictRequest:
     return log.predict_log.request
 
 
+@functools.cache
+def loaded(folder: str) -> Any:
+    """Loads a SavedModel, once for all tests."""
+    return tf.saved_model.load(folder)
+
+
 def in_python(folder: str, logs: Iterable[bytes]) -> list[Answer]:
     """Asks the signatures that `tf.saved_model.load` gives."""
-    signatures = tf.saved_model.load(folder).signatures
+    signatures = loaded(folder).signatures
     answers: list[Answer] = []
     for record in logs:
         request = request_of(record)

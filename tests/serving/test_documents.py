@@ -59,7 +59,7 @@ message_type {
 @pytest.fixture(scope="module")
 def signatures(published):
     return {
-        model: tf.saved_model.load(folder).signatures
+        model: c_client.loaded(folder).signatures
         for model, folder in published.items()
     }
 
@@ -223,7 +223,7 @@ def test_the_grpc_example_runs(published):
     )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    # The model is loaded when it is asked.
+    # The first call of a signature takes longer than those after a warm-up.
     code = code.replace("localhost:8500", f"127.0.0.1:{port}")
     code = code.replace("timeout=1.0", "timeout=100.0")
     names = {}

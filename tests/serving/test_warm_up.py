@@ -1,109 +1,60 @@
 """Published warm-up requests and a front end's, answered in Python and in C."""
 
 import os
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from models.keras_setup import tf
 from models.saved_models import WARM_UP_FILE
 from tests.serving import c_client
-from tests.serving.front_end import MODELS, TOP_K, inputs_of
+from tests.serving.front_end import MODELS, inputs_of
 
 ALONE = 20
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_warm_up_record_is_answered(published, program, model):
-    folder = published[model]
-    logs = c_client.records(os.path.join(folder, WARM_UP_FILE))
-    requests = [c_client.request_of(log) for log in logs]
-    # Whatever a client calls was called before: no signature is cold.
-    names = {request.model_spec.signature_name for request in requests}
-    assert names == set(tf.saved_model.load(folder).signatures)
-    assert {request.model_spec.name for request in requests} == {model}
-    expected = c_client.in_python(folder, logs)
-    for got, wanted in zip(
-        c_client.in_c(program, folder, logs), expected, strict=True
-    ):
-        c_client.assert_same(got, wanted)
-        assert all(len(values) == 1 for values in got.values())
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_both_signatures_say_the_same_in_python_and_in_c(
-    platform, cases, published, program, model
-):
+@pytest.fixture(scope="module", params=MODELS)
+def asked(request, platform, cases, published, program):
+    """A model's warm-up requests, then each signature's, and all answers."""
+    model = request.param
     inputs, folder = inputs_of(platform, model), published[model]
-    requests = cases["valid"][1][:ALONE]
-    logs = []
+    warm_up = c_client.records(os.path.join(folder, WARM_UP_FILE))
+    logs = list(warm_up)
     for name, tensors in (
         ("serving_default", c_client.named),
         ("serialized_examples", c_client.example),
     ):
         logs += [
-            c_client.log(model, name, tensors(r, inputs)) for r in requests
+            c_client.log(model, name, tensors(case, inputs))
+            for case in cases["valid"][1][:ALONE]
         ]
-    expected = c_client.in_python(folder, logs)
-    answers = c_client.in_c(program, folder, logs)
-    for got, wanted in zip(answers, expected, strict=True):
-        c_client.assert_same(got, wanted)
-    # Named tensors, then the same as tf.Examples.
-    for got, wanted in zip(answers[:ALONE], answers[ALONE:], strict=True):
-        c_client.assert_same(got, wanted)
-    first = next(iter(answers[0]))
-    values = [answer[first].tobytes() for answer in answers[:ALONE]]
-    assert len(set(values)) > ALONE // 2
+    return SimpleNamespace(
+        model=model,
+        folder=folder,
+        warm_up=[c_client.request_of(log) for log in warm_up],
+        in_c=c_client.in_c(program, folder, logs),
+        in_python=c_client.in_python(folder, logs),
+    )
 
 
-def test_the_recommender_ranks_what_a_front_end_would_send(
-    platform, cases, published, program
-):
-    """Both stages asked one after the other, in C, give the one call."""
-    inputs = inputs_of(platform, "recommender")
-    request = c_client.named(cases["valid"][1][0], inputs)
-    (whole,) = c_client.in_c(
-        program,
-        published["recommender"],
-        [c_client.log("recommender", "serving_default", request)],
-    )
-    (found,) = c_client.in_c(
-        program,
-        published["retrieval"],
-        [
-            c_client.log(
-                "retrieval",
-                "serving_default",
-                {i.name: request[i.name] for i in platform.retrieval_inputs},
-            )
-        ],
-    )
-    nothing = {
-        i.name: np.zeros((1, 0), i.numpy_dtype)
-        for i in inputs_of(platform, "ranking")
-        if i.axis == "candidate"
-    }
-    (ranked,) = c_client.in_c(
-        program,
-        published["ranking"],
-        [
-            c_client.log(
-                "ranking",
-                "serving_default",
-                {
-                    **request,
-                    **nothing,
-                    "candidate_video_id": found["video_ids"],
-                },
-            )
-        ],
-    )
-    best = np.argsort(-ranked["score"][0], kind="stable")[:TOP_K]
-    expected = {
-        "video_ids": found["video_ids"],
-        "retrieval_scores": found["scores"],
-        **ranked,
-    }
-    c_client.assert_same(
-        whole, {name: values[:, best] for name, values in expected.items()}
-    )
+def test_every_warm_up_record_is_answered(asked):
+    # Whatever a client calls was called before: no signature is cold.
+    called = [request.model_spec.signature_name for request in asked.warm_up]
+    assert sorted(called) == sorted(c_client.loaded(asked.folder).signatures)
+    for request, answer in zip(asked.warm_up, asked.in_c, strict=False):
+        assert request.model_spec.name == asked.model
+        assert all(len(values) == 1 for values in answer.values())
+
+
+def test_answers_in_c_are_those_in_python(asked):
+    assert len(asked.in_c) == len(asked.warm_up) + 2 * ALONE
+    for got, expected in zip(asked.in_c, asked.in_python, strict=True):
+        c_client.assert_same(got, expected)
+
+
+def test_both_signatures_say_the_same(asked):
+    named, examples = asked.in_c[-2 * ALONE : -ALONE], asked.in_c[-ALONE:]
+    for got, expected in zip(examples, named, strict=True):
+        c_client.assert_same(got, expected)
+    # Requests differ, and so do their answers.
+    first = next(iter(named[0]))
+    assert len({answer[first].tobytes() for answer in named}) > ALONE // 2
