@@ -63,7 +63,7 @@ def publish(
     folder: str,
     version: int,
 ) -> str:
-    """Writes `<folder>/<version>/` with a warm-up request.
+    """Writes `<folder>/<version>/` with a warm-up request of each signature.
 
     Args:
       service: what is served.
@@ -79,12 +79,18 @@ def publish(
       ValueError: `version` is no number from 1.
     """
     with _new_version(folder, version) as path:
-        tf.saved_model.save(service, path, signatures=service.signatures())
+        signatures = service.signatures()
+        tf.saved_model.save(service, path, signatures=signatures)
         request = warm_up_request(service.inputs, some_videos)
         warm_up = os.path.join(path, WARM_UP_FILE)
         tf.io.gfile.makedirs(os.path.dirname(warm_up))
         with tf.io.TFRecordWriter(warm_up) as writer:
-            writer.write(_prediction_log(service.name, request))
+            for signature in signatures:
+                tensors = request
+                if signature == SERIALIZED:
+                    tensors = requests.serialized(request, service.inputs)
+                log = _prediction_log(service.name, signature, tensors)
+                writer.write(log)
     return os.path.join(folder, str(version))
 
 
@@ -135,11 +141,13 @@ def _new_version(folder: str, version: int) -> Iterator[str]:
     tf.io.gfile.rename(partial, final)
 
 
-def _prediction_log(model: str, request: Mapping[str, np.ndarray]) -> bytes:
+def _prediction_log(
+    model: str, signature: str, tensors: Mapping[str, np.ndarray]
+) -> bytes:
     message = predict_pb2.PredictRequest()
     message.model_spec.name = model
-    message.model_spec.signature_name = SERVING_DEFAULT
-    for name, value in request.items():
+    message.model_spec.signature_name = signature
+    for name, value in tensors.items():
         message.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     log = prediction_log_pb2.PredictLog(request=message)
     return prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString(

@@ -7,6 +7,8 @@ for (`schemas/requests.py`). Letters: B requests, C candidates, n any number.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from models.keras_setup import tf
 from models.lagged_table import COLUMNS
 from schemas.requests import RawInput
@@ -17,6 +19,9 @@ CANDIDATES = "candidate_video_id"
 REQUIRED = "request_time_us"
 # Read in training only, by the position tower: served positions are unknown.
 _TRAINING_ONLY = ("candidate_position",)
+# The paper ranks hundreds. Each is compared with every entry of the histories,
+# so that a million of them would fill the memory of a server.
+MAX_CANDIDATES = 10_000
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -69,6 +74,25 @@ def parsed(
     return values
 
 
+def serialized(
+    raw: Mapping[str, np.ndarray], inputs: Sequence[RawInput]
+) -> dict[str, np.ndarray]:
+    """What `parsed` parses: `examples`, object [B], of arrays [B, ...]."""
+    examples = []
+    for row in range(len(raw[inputs[0].name])):
+        example = tf.train.Example()
+        for i in inputs:
+            feature = example.features.feature[i.name]
+            values = {
+                "string": feature.bytes_list,
+                "int64": feature.int64_list,
+                "float32": feature.float_list,
+            }[i.dtype].value
+            values.extend(np.ravel(raw[i.name][row]).tolist())
+        examples.append(example.SerializeToString(deterministic=True))
+    return {EXAMPLES: np.array(examples, object)}
+
+
 def fitted(
     raw: Tensors, inputs: Sequence[RawInput]
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -81,12 +105,28 @@ def fitted(
     Returns:
       name -> [B, *shape of the input], but the candidates [B, P * C(, inner)]
       with P as few as hold them all; and P, int32 [], 1 without candidates.
+
+    Raises:
+      InvalidArgumentError: when run, of tensors of different numbers of rows,
+        which could otherwise broadcast to an answer, and of more than
+        `MAX_CANDIDATES`.
     """
+    rows = [tf.shape(raw[i.name])[0] for i in inputs]
+    names = [i.name for i in inputs]
+    tf.debugging.Assert(
+        tf.reduce_all(tf.equal(rows, rows[0])),
+        ["Expected the same number of rows in all of", names, "got", rows],
+        summarize=len(rows),
+    )
     pieces = tf.constant(1)
     candidates = [i for i in inputs if i.axis == "candidate"]
     if candidates:
         per_piece = candidates[0].length
         sent = tf.shape(raw[CANDIDATES])[1]
+        tf.debugging.Assert(
+            sent <= MAX_CANDIDATES,
+            [f"Expected at most {MAX_CANDIDATES} of {CANDIDATES}, got", sent],
+        )
         pieces = tf.maximum(1, -(-sent // per_piece))
     tensors = {}
     for i in inputs:

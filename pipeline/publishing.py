@@ -16,6 +16,7 @@ from schemas.artifacts import Artifact, join
 
 SERVING_FOLDER = "serving"
 _KEY_FILE = "assets.extra/watchnext_export"
+_LAST_FILE = "saved_model.pb"
 _ENTRY = """  config {{
     name: "{0}"
     base_path: "/models/{0}"
@@ -43,6 +44,7 @@ def publish(export: Artifact, workdir: str) -> dict[str, str]:
         newest = max(_versions(base), default=0)
         folder = join(base, str(newest))
         if not newest or _key(folder) != export.key:
+            # Or a killed copy that has only its number: it keeps it.
             folder = join(base, str(newest + 1))
             _copy(join(export.path, model, "1"), folder, export.key)
             say(f"published {folder}")
@@ -60,24 +62,28 @@ def _versions(base: str) -> list[int]:
 
 
 def _key(folder: str) -> str:
+    """Which export a version is a copy of; "" of one that is not whole."""
     path = join(folder, *_KEY_FILE.split("/"))
-    if not tf.io.gfile.exists(path):
+    if not all(map(tf.io.gfile.exists, (path, join(folder, _LAST_FILE)))):
         return ""
     with tf.io.gfile.GFile(path) as file:
         return str(file.read())
 
 
 def _copy(source: str, target: str, key: str) -> None:
-    """Copies a version; `saved_model.pb` last, since a server waits for it.
+    """Copies a version; `saved_model.pb` last.
 
-    A local folder is renamed into place as well: no name that is a number is
-    ever half there.
+    A server loads a folder as soon as its name is a number. A local one gets
+    its name last, by a rename, so that no number is ever half there. Object
+    stores have no rename of folders: there `saved_model.pb` comes last, and a
+    server that looks earlier fails to load the version, keeps the one before
+    and tries again.
     """
     remote = "://" in target
     folder = target if remote else f"{target}.partial"
     if not remote and Path(folder).exists():  # Left by a killed copy.
         shutil.rmtree(folder)
-    last = join(folder, "saved_model.pb")
+    last = join(folder, _LAST_FILE)
     for parent, _, names in tf.io.gfile.walk(source):
         below = parent.removeprefix(source).strip("/")
         into = join(folder, *below.split("/")) if below else folder
@@ -89,6 +95,6 @@ def _copy(source: str, target: str, key: str) -> None:
     tf.io.gfile.makedirs(key_path.rsplit("/", 1)[0])
     with tf.io.gfile.GFile(key_path, "w") as file:
         file.write(key)
-    tf.io.gfile.copy(join(source, "saved_model.pb"), last)
+    tf.io.gfile.copy(join(source, _LAST_FILE), last)
     if not remote:
         Path(folder).rename(target)

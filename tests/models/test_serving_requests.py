@@ -5,11 +5,13 @@ import pytest
 
 from models.keras_setup import tf
 from models.serving_requests import (
+    MAX_CANDIDATES,
     fitted,
     in_pieces,
     parsed,
     ranking_inputs,
     retrieval_inputs,
+    serialized,
     tensor_specs,
 )
 from schemas.requests import RawInput
@@ -93,6 +95,43 @@ def test_candidates_are_spread_over_rows(candidates, pieces):
     got = rows["candidate_video_id"].numpy()
     assert got.shape == (2 * pieces, 2)
     assert got.reshape(-1).tolist() == flat
+
+
+def test_rows_must_be_as_many_everywhere():
+    """One time for two users would broadcast, and be answered."""
+    raw = {
+        "request_time_us": tf.constant([7], tf.int64),
+        "candidate_video_id": tf.constant([["a"], ["b"]]),
+    }
+    with pytest.raises(tf.errors.InvalidArgumentError, match="number of rows"):
+        fitted(raw, (TIME, SHOWN))
+
+
+def test_candidates_are_limited():
+    for sent in (MAX_CANDIDATES, MAX_CANDIDATES + 1):
+        raw = {"candidate_video_id": tf.fill([1, sent], "a")}
+        if sent == MAX_CANDIDATES:
+            _, pieces = fitted(raw, (SHOWN,))
+            assert pieces == MAX_CANDIDATES // 2
+        else:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="10000"):
+                fitted(raw, (SHOWN,))
+
+
+def test_serialized_requests_are_parsed_back():
+    raw = {
+        "request_time_us": np.array([5, 6]),
+        "user_age": np.array([30.0, np.nan], np.float32),
+        "watch_history_video_id": np.array([[b"a", b""], [b"b", b"c"]], object),
+        "impression_tags": np.array(
+            [[[b"1", b""], [b"2", b"3"]], [[b"", b"4"], [b"", b""]]], object
+        ),
+    }
+    inputs = (TIME, AGE, WATCHES, TAGS)
+    got = parsed(tf.constant(serialized(raw, inputs)["examples"]), inputs)
+    assert set(got) == set(raw)
+    for name, values in raw.items():
+        np.testing.assert_array_equal(got[name], values, name)
 
 
 def padded(terms, length):

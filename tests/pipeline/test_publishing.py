@@ -1,7 +1,10 @@
+import posixpath
 from pathlib import Path
 
 import pytest
 
+from models.keras_setup import tf
+from pipeline import publishing
 from pipeline.publishing import publish
 from schemas.artifacts import Artifact, ArtifactStore, stage_key
 
@@ -60,6 +63,48 @@ def test_a_killed_copy_is_no_version(
     publish(export, str(tmp_path))
     assert sorted(p.name for p in half.iterdir()) == ["1"]
     assert not (half / "1" / "stray").exists()
+
+
+def test_in_an_object_store_the_model_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ram://` has no atomic rename of folders either."""
+    export, workdir = _export(tmp_path, "x"), f"ram://{tmp_path.name}"
+    # Beam, which joins our paths, has not heard of `ram://`.
+    monkeypatch.setattr(publishing, "join", posixpath.join)
+    gfile, copied = tf.io.gfile, []
+    copy = gfile.copy
+
+    def recorded(source: str, target: str) -> None:
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        copied.append(target.removeprefix(f"{workdir}/serving/ranking/"))
+        copy(source, target)
+
+    def killed(source: str, target: str) -> None:
+        if target.endswith("saved_model.pb"):
+            raise KeyboardInterrupt
+        recorded(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gfile, "copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(export, workdir)
+        assert copied == ["1/variables/data"]
+        assert gfile.exists(f"{workdir}/serving/ranking/1/variables/data")
+        # The key is there, and yet it is no version to be content with.
+        patch.setattr(gfile, "copy", recorded)
+        with pytest.raises(KeyboardInterrupt):  # In the second model.
+            publish(export, workdir)
+    assert copied[1:] == ["2/variables/data", "2/saved_model.pb"]
+    assert not gfile.exists(f"{workdir}/serving/ranking/1/saved_model.pb")
+    folders = publish(export, workdir)
+    assert folders == {
+        "ranking": f"{workdir}/serving/ranking/2",
+        "retrieval": f"{workdir}/serving/retrieval/2",
+    }
+    for folder in folders.values():
+        assert gfile.exists(f"{folder}/saved_model.pb")
 
 
 def test_the_server_is_told_of_every_model(tmp_path: Path) -> None:
