@@ -28,6 +28,14 @@ from pipeline.serve.served_models import NotServedError, ServedModels, one_line
 from schemas.errors import InputError, UsageError
 
 _THREADS = 8
+_FIELDS = {
+    tf.string: "string_val",
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int32: "int_val",
+    tf.int64: "int64_val",
+    tf.bool: "bool_val",
+}
 
 Method = Callable[[Any, Any, grpc.ServicerContext], Any]
 
@@ -110,8 +118,7 @@ class _Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.model_spec.version.value = version.number
         response.model_spec.signature_name = signature
         for name in wanted:
-            proto = tf.make_tensor_proto(outputs[name])
-            response.outputs[name].CopyFrom(proto)
+            _write(outputs[name], response.outputs[name])
         return response
 
     @_explained
@@ -160,3 +167,16 @@ def _array(name: str, tensor: Any) -> np.ndarray:
             f"`{name}` is no tensor: {one_line(error)}."
         ) from error
     return np.asarray(array)
+
+
+def _write(array: np.ndarray, tensor: Any) -> None:
+    """Fills a message's field of the type, as TensorFlow Serving does.
+
+    `tf.make_tensor_proto` packs bytes, which clients in other languages that
+    read `float_val` would take for nothing.
+    """
+    dtype = tf.as_dtype(array.dtype)
+    tensor.dtype = dtype.as_datatype_enum
+    for length in array.shape:
+        tensor.tensor_shape.dim.add(size=length)
+    getattr(tensor, _FIELDS[dtype]).extend(array.ravel().tolist())

@@ -127,12 +127,12 @@ def _array(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
     """Nested lists to an array; every list of an axis must be as long."""
     shape, cells = [], [value]
     for axis in range(spec.shape.rank):
-        wrong = next((c for c in cells if not isinstance(c, list)), None)
-        if wrong is not None:
-            raise InputError(
-                f"`{name}` must be lists nested {spec.shape.rank} deep, got "
-                f"{_shown(wrong)} at depth {axis}."
-            )
+        for cell in cells:
+            if not isinstance(cell, list):
+                raise InputError(
+                    f"`{name}` must be lists nested {spec.shape.rank} deep, "
+                    f"got {_shown(cell)} at depth {axis}."
+                )
         lengths = {len(cell) for cell in cells}
         if len(lengths) > 1:
             raise InputError(

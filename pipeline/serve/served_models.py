@@ -9,6 +9,7 @@ default, one version of a model is served at a time.
 
 import dataclasses
 import enum
+import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,11 @@ from schemas.errors import ArtifactError, InputError, WatchnextError
 Arrays = Mapping[str, np.ndarray]
 # Of the signatures; TensorFlow's own, for what a model initialises, are not.
 _SERVED_TAG = "serve"
+# What TensorFlow writes before the reason: where in the graph it was.
+_FUNCTION = re.compile(r"\{\{function_node [^}]*\}\} ?")
+_PLACE = re.compile(
+    r"Graph execution error|Detected at node|<stack traces| *File |    "
+)
 
 
 class NotServedError(WatchnextError):
@@ -226,9 +232,10 @@ class ServedModels:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an error says, without its full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:500].rstrip(".")
+    """The line of an error that says what is wrong, without its full stop."""
+    lines = _FUNCTION.sub("", str(error)).splitlines()
+    lines = [line for line in lines if line.strip() and not _PLACE.match(line)]
+    return (lines or [type(error).__name__])[0].strip()[:500].rstrip(".")
 
 
 def _published(folder: str) -> dict[str, set[int]]:
