@@ -27,6 +27,8 @@ from schemas.errors import ArtifactError, InputError, WatchnextError
 Arrays = Mapping[str, np.ndarray]
 # Of the signatures; TensorFlow's own, for what a model initialises, are not.
 _SERVED_TAG = "serve"
+# The largest requests that are allowed take 0.4 GB each while they run.
+_PREDICTING = threading.BoundedSemaphore(4)
 # What TensorFlow writes before the reason: where in the graph it was.
 _FUNCTION = re.compile(r"\{\{function_node [^}]*\}\} ?")
 _PLACE = re.compile(
@@ -91,9 +93,14 @@ class LoadedVersion:
         """
         specs = self.specs(signature)
         check_inputs(inputs, specs)
-        tensors = {n: tf.constant(a, specs[n].dtype) for n, a in inputs.items()}
         try:
-            outputs = self._function(signature)(**tensors)
+            with _PREDICTING:
+                outputs = self._function(signature)(
+                    **{
+                        name: tf.constant(array, specs[name].dtype)
+                        for name, array in inputs.items()
+                    }
+                )
         except tf.errors.OpError as error:
             raise InputError(
                 f"{self.model} cannot answer this request: {one_line(error)}"
@@ -204,7 +211,8 @@ class ServedModels:
         while not stop.wait(every_s):
             try:
                 self.reload()
-            except OSError as error:  # A folder far away may be out of reach.
+            # A folder may vanish while it is read, or be out of reach.
+            except (OSError, tf.errors.OpError) as error:
                 self._say(f"{self._folder} is unreadable: {one_line(error)}")
 
     def _swap(self, model: str, served: _Served, number: int) -> None:

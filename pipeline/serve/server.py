@@ -46,13 +46,14 @@ def serve(run: Run, port: int, grpc_port: int) -> None:
       UsageError: a port is taken.
     """
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     # Before anything is loaded: that takes seconds, a taken port none.
     listener = _listen(port)
     models = ServedModels(join(run.workdir, SERVING_FOLDER), say)
     http = _http_server(models, _log(run))
     grpc_server, grpc_port = grpc_services.start(models, f"{HOST}:{grpc_port}")
+    # Not before: while models load, either signal ends it at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
     watcher = threading.Thread(
         target=models.watch, args=(_POLL_S, stopped), daemon=True
     )

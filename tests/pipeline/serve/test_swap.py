@@ -109,6 +109,25 @@ def test_a_broken_version_is_refused_and_the_old_one_stays(
     assert models.get("retrieval").number == 3
 
 
+def test_a_folder_out_of_reach_is_said_and_looked_at_again(work, monkeypatch):
+    said, stop, looks = [], threading.Event(), []
+    models = ServedModels(f"{work}/serving", said.append)
+
+    def reload():
+        looks.append(1)
+        if len(looks) == 3:
+            stop.set()
+        raise (
+            OSError("gone"),
+            tf.errors.NotFoundError(None, None, "gone"),
+        )[len(looks) % 2]
+
+    monkeypatch.setattr(models, "reload", reload)
+    models.watch(0.01, stop)
+    assert len(looks) == 3
+    assert said[-3:] == [f"{work}/serving is unreadable: gone"] * 3
+
+
 def test_nothing_to_serve(work, tmp_path):
     with pytest.raises(ArtifactError, match="Run `watchnext export`"):
         ServedModels(f"{tmp_path}/nowhere", lambda _: None)
