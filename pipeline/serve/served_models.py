@@ -3,8 +3,8 @@
 In: `<folder>/<model>/<number>/`, as `watchnext export` publishes. A newer
 number is loaded and warmed up beside the one that serves, then takes its
 place in one assignment: requests that have begun keep the version they began
-with, which is freed when the last of them ends. Like TensorFlow Serving's
-default, one version of a model is served at a time.
+with. Like TensorFlow Serving's default, one version of a model is served at a
+time; TensorFlow in Python keeps the functions of the ones before in memory.
 """
 
 import dataclasses
