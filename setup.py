@@ -55,6 +55,10 @@ INSTALL_REQUIRES = [
     "tensorflow-serving-api>=2.19.1,<3",
     # Asks the other workers' TensorFlow servers whether they are there.
     "grpcio>=1.70,<2",
+    # The development server's HTTP: routes and errors.
+    "starlette>=1.0,<2",
+    # What runs it; plain Python, and nothing new below it but h11.
+    "uvicorn>=0.40,<1",
     # The command line; from 0.26 on its errors are no longer Click's.
     "typer>=0.22,<0.26",
     # Whose errors `pipeline/cli.py` turns into lines and exit codes.
@@ -85,6 +89,8 @@ EXTRAS_REQUIRE = {
         "kubernetes-validate>=1.37,<2",
         # The service's own message of a job, for `deploy/vertex`.
         "google-cloud-aiplatform>=1.165,<2",
+        # Drives a headless browser, by its DevTools protocol.
+        "websockets>=15",
         # Builds the project without a network once the lock is installed.
         "setuptools==80.9.0",
         "wheel>=0.45",
@@ -104,6 +110,7 @@ setup(
     packages=[
         "pipeline",
         "pipeline.configs",
+        "pipeline.serve",
         "models",
         "beam_jobs",
         "beam_jobs.sources",
@@ -112,7 +119,10 @@ setup(
     # The configs live at the top level, where people look for them; in a
     # wheel they travel inside `pipeline` (see pipeline/shipped.py).
     package_dir={"pipeline.configs": "configs"},
-    package_data={"pipeline.configs": ["*.yaml", "mappings/*.yaml"]},
+    package_data={
+        "pipeline.configs": ["*.yaml", "mappings/*.yaml"],
+        "pipeline.serve": ["page.html"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["watchnext = pipeline.cli:main"]},

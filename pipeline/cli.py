@@ -337,6 +337,31 @@ def recommend(
 
 
 @app.command()
+def serve(
+    workdir: WorkdirOption,
+    port: Annotated[
+        int,
+        typer.Option("--port", min=0, max=65535, help="REST and the page."),
+    ] = 8501,
+    grpc_port: Annotated[
+        int, typer.Option("--grpc-port", min=0, max=65535, help="gRPC.")
+    ] = 8500,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Serve the published SavedModels on this machine, with a page.
+
+    A development server that speaks TensorFlow Serving's REST and gRPC
+    predict API on 127.0.0.1; it is not TensorFlow Serving. New versions are
+    taken up as they are published. Port 0 is any free one.
+    """
+    prepared = _run(config, workdir, overrides)
+    from pipeline.serve.server import serve as serve_models
+
+    serve_models(prepared, port, grpc_port)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has: versions, accelerators, runners."""
     from pipeline.doctor import run_doctor

@@ -6,8 +6,9 @@ this is also what a client of a server would do: retrieve, then rank.
 """
 
 import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from schemas.requests import RawInput
 
 _SUGGESTED = 5
 _EXPECTED_WATCH_TIME = "expected_watch_time_s"
+
+# A SavedModel's default signature: of the arrays given, it takes its own.
+Predict = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ def recommend(
     videos: pa.Table,
     top_k: int,
 ) -> list[Recommendation]:
-    """Retrieves candidates and ranks them.
+    """Retrieves candidates and ranks them, by SavedModels on disk.
 
     Args:
       retrieval: folder of the retrieval SavedModel's version.
@@ -78,17 +82,29 @@ def recommend(
     Returns:
       At most `top_k` rows by falling score, ties in the retrieval's order.
     """
-    retrieved = _call(retrieval, request)
+    rank = None if ranking is None else functools.partial(_call, ranking)
+    retrieve = functools.partial(_call, retrieval)
+    return ranked_candidates(retrieve, rank, request, videos)[:top_k]
+
+
+def ranked_candidates(
+    retrieve: Predict,
+    rank: Predict | None,
+    request: Mapping[str, np.ndarray],
+    videos: pa.Table,
+) -> list[Recommendation]:
+    """Retrieves candidates and ranks them all; see `recommend`."""
+    retrieved = retrieve(request)
     ids = retrieved["video_ids"][0]
     found = ids != b""
     ids, retrieval_scores = ids[found], retrieved["scores"][0][found]
     predictions: dict[str, np.ndarray] = {}
     scores = retrieval_scores
-    if ranking is not None and len(ids):
-        answer = _call(ranking, {**request, "candidate_video_id": ids[None]})
+    if rank is not None and len(ids):
+        answer = rank({**request, "candidate_video_id": ids[None]})
         predictions = {name: values[0] for name, values in answer.items()}
         scores = predictions.pop("score")
-    best = np.argsort(-scores, kind="stable")[:top_k]
+    best = np.argsort(-scores, kind="stable")
     about = _Videos(videos, request["watch_history_video_id"][0], ids)
     return [
         Recommendation(

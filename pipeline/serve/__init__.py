@@ -1,0 +1,1 @@
+"""A development server for the published SavedModels, and its page."""
