@@ -1,5 +1,6 @@
 """Requests meant to break it: one line each, and the server goes on."""
 
+import base64
 import json
 
 import grpc
@@ -20,6 +21,14 @@ MEGABYTES_10 = 10 << 20
 
 def instances(**changes):
     return lambda row: {"instances": [{**row, **changes}]}
+
+
+def example_of_bytes():
+    """A tf.Example whose time is bytes that are no text either."""
+    example = tf.train.Example()
+    time = example.features.feature["request_time_us"]
+    time.bytes_list.value.append(b"\xff")
+    return base64.b64encode(example.SerializeToString()).decode()
 
 
 def without(name):
@@ -85,6 +94,13 @@ REFUSED = {
             "instances": ["nonsense"],
         },
         "serialized tf.Example",
+    ),
+    "bytes for a number, serialized": (
+        lambda _: {
+            "signature_name": "serialized_examples",
+            "instances": [{"b64": example_of_bytes()}],
+        },
+        "Data type: string but expected type: int64",
     ),
     "signature of a number": (
         lambda row: {"signature_name": 3, "instances": [row]},
