@@ -6,8 +6,9 @@ stock operations (`PartitionedTopK`), and `index.json` with the chosen settings
 and the recall curves of both.
 
     candidates.npy   float32 [V, D + 1], the last dimension is the bias
+    axes.npy         float32 [D + 1, D + 1], principal; what follows is turned
     scann/           what ScaNN serialises
-    partition/       members, centroids, axes, variances; where there is a tree
+    partition/       members, centroids, variances; where there is a tree
     index.json
 """
 
@@ -25,15 +26,14 @@ from models.index_sweep import ExactAnswer, sweep_pieces, sweep_scann
 from models.keras_setup import scann, tf
 from models.partition import Partition, cut
 from models.partitioned_top_k import PartitionedTopK
+from models.principal_axes import principal_axes, turned_on_disk
 from models.scann_top_k import (
     ScannSettings,
     ScannTopK,
     build_searcher,
     learned_leaves,
-    with_bias,
-    with_one,
 )
-from models.top_k import ExactTopK, TopK
+from models.top_k import ExactTopK, TopK, with_bias, with_one
 from schemas.config import IndexConfig
 from schemas.errors import ArtifactError
 
@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 CANDIDATES_FILE = "candidates.npy"
+AXES_FILE = "axes.npy"
 DESCRIPTION_FILE = "index.json"
 _SCANN, _PARTITION = "scann", "partition"
 
@@ -68,8 +69,9 @@ def build_index(
 ) -> IndexRecall:
     """Builds an index and writes it into an existing folder.
 
-    The most memory at once is ScaNN's copy of the vectors and its hashes
-    beside the vectors, about 2.3 times their bytes.
+    ScaNN needs 2.2 times the bytes of the vectors beside them while it builds.
+    So that this is all, it reads them from a mapped file, whose pages the
+    system takes back when it needs them; give up your own reference.
 
     Args:
       vectors: float32 [V, D + 1], of `with_bias`.
@@ -86,14 +88,19 @@ def build_index(
             f"settings and to measure them; got {len(queries)}."
         )
     neighbors = min(config.neighbors, len(vectors))
-    exact = ExactAnswer.search(vectors, with_one(queries), neighbors)
-    chosen_by, measured_on = exact.part(np.s_[::2]), exact.part(np.s_[1::2])
-    with _writing(folder) as local:
+    axes = principal_axes(vectors)
+    with _writing(folder) as local, tempfile.TemporaryDirectory() as scratch:
         np.save(os.path.join(local, CANDIDATES_FILE), vectors)
+        np.save(os.path.join(local, AXES_FILE), axes)
+        vectors = turned_on_disk(vectors, axes, scratch)
+        exact = ExactAnswer.search(vectors, with_one(queries) @ axes, neighbors)
+        chosen_by, measured_on = exact.part(np.s_[::2]), exact.part(np.s_[1::2])
         scann_folder = os.path.join(local, _SCANN)
-        index = _built(vectors, config, scann_folder)
-        settings, scann_curve = sweep_scann(index, chosen_by, config)
-        ids, _ = index.search(measured_on.queries[:, :-1], neighbors)
+        index = _built(vectors, axes, config, scann_folder)
+        settings, scann_curve = sweep_scann(
+            index, queries[::2], chosen_by, config
+        )
+        ids, _ = index.search(queries[1::2], neighbors)
         description: dict[str, Any] = {
             "videos": len(vectors),
             "neighbors": neighbors,
@@ -137,10 +144,11 @@ def load_scann(folder: str, k: int) -> ScannTopK:
         searcher = scann.scann_ops_pybind.load_searcher(
             os.path.join(local, _SCANN)
         )
+        axes = np.load(os.path.join(local, AXES_FILE))
     settings = ScannSettings(**description["scann"])
     videos = description["videos"]
     k = min(k, videos)
-    return ScannTopK(k, settings=settings).attach(searcher, videos)
+    return ScannTopK(k, settings=settings).attach(searcher, axes, videos)
 
 
 def load_stock(folder: str, k: int) -> ExactTopK | PartitionedTopK:
@@ -162,9 +170,8 @@ def load_stock(folder: str, k: int) -> ExactTopK | PartitionedTopK:
         index: ExactTopK | PartitionedTopK = ExactTopK(k)
         if stock := description.get("stock"):
             partition = _load_partition(os.path.join(local, _PARTITION))
-            index = PartitionedTopK(
-                k, partition, stock["searched"], storage=stock["storage"]
-            )
+            axes = np.load(os.path.join(local, AXES_FILE))
+            index = PartitionedTopK(k, partition, axes, **stock)
     index.index(vectors[:, :-1], biases=vectors[:, -1])
     return index
 
@@ -186,14 +193,16 @@ def refuse_below_gate(recall: IndexRecall, config: IndexConfig) -> None:
             )
 
 
-def _built(vectors: np.ndarray, config: IndexConfig, folder: str) -> ScannTopK:
+def _built(
+    vectors: np.ndarray, axes: np.ndarray, config: IndexConfig, folder: str
+) -> ScannTopK:
     """Builds ScaNN's searcher and serialises it."""
     searcher = build_searcher(vectors, config)
     os.makedirs(folder)
     # Relative, since the folder is renamed when it is published.
     searcher.serialize(folder, relative_path=True)
     neighbors = min(config.neighbors, len(vectors))
-    return ScannTopK(neighbors, config).attach(searcher, len(vectors))
+    return ScannTopK(neighbors, config).attach(searcher, axes, len(vectors))
 
 
 def _save_partition(partition: Partition, folder: str) -> None:

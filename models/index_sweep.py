@@ -36,8 +36,8 @@ class ExactAnswer:
     """What exact search finds for some queries.
 
     Attributes:
-      vectors: float32 [V, D + 1].
-      queries: float32 [B, D + 1], the last dimension being 1.
+      vectors: float32 [V, D + 1], turned.
+      queries: float32 [B, D + 1], a 1 appended, turned.
       rows: int64 [B, k] of 0..V - 1, in no order.
       kth: float32 [B], the least score among them.
     """
@@ -101,13 +101,22 @@ class ScannPoint:
 
 
 def sweep_scann(
-    index: ScannTopK, exact: ExactAnswer, config: IndexConfig
+    index: ScannTopK,
+    queries: np.ndarray,
+    exact: ExactAnswer,
+    config: IndexConfig,
 ) -> tuple[ScannSettings, list[ScannPoint]]:
     """Finds the cheapest setting with `config.scann_recall`.
 
     For each number of rescored rows the fewest leaves are found by halving,
     since more leaves find no less. The careful settings stay where nothing
     reaches the target: then the gate decides.
+
+    Args:
+      index: its settings become the chosen ones.
+      queries: float32 [B, D].
+      exact: the answer to them.
+      config: the target.
 
     Returns:
       the settings, and all that was measured, cheapest first.
@@ -120,7 +129,7 @@ def sweep_scann(
     def reaches(settings: ScannSettings) -> bool:
         if settings not in measured:
             index.settings = settings
-            ids, _ = index.search(exact.queries[:, :-1], settings.neighbors)
+            ids, _ = index.search(queries, settings.neighbors)
             measured[settings] = ScannPoint(
                 settings.leaves,
                 settings.rescored,

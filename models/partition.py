@@ -1,6 +1,7 @@
 """The parts a corpus is searched in: leaves cut into pieces of one size.
 
-In: vectors [V, D] and the leaf of each row, as ScaNN learned them. Out: P
+In: vectors [V, D], turned to their principal axes, and the leaf of each row,
+as ScaNN learned them. Out: P
 pieces of at most W rows each, no matter how uneven the leaves are. A search
 reads whole pieces, so every query costs the same, and static shapes do.
 """
@@ -28,13 +29,11 @@ class Partition:
       members: int32 [P, W] rows, each of 0..V - 1 once; -1 is padding, at the
         end of a piece.
       centroids: float32 [P, D], the mean of each piece.
-      axes: float32 [D, D], columns are the corpus's principal axes.
-      variances: float32 [P, D], of each piece along these axes.
+      variances: float32 [P, D], of each piece in each dimension.
     """
 
     members: np.ndarray
     centroids: np.ndarray
-    axes: np.ndarray
     variances: np.ndarray
 
     @property
@@ -53,12 +52,13 @@ class Partition:
         """What the best row of each piece is expected to score, [B, P].
 
         The mean score of the piece's rows, and DEVIATIONS times their
-        standard deviation (which takes the rows for uncorrelated along the
-        axes): a wide piece may hold better rows than a near one.
+        standard deviation (which takes the dimensions for uncorrelated, as
+        principal axes about are): a wide piece may hold better rows than a
+        near one.
         """
         means = queries @ self.centroids.T
-        along = np.square(queries @ self.axes)
-        return means + DEVIATIONS * np.sqrt(along @ self.variances.T)
+        variances = np.square(queries) @ self.variances.T
+        return means + DEVIATIONS * np.sqrt(variances)
 
     def needed_pieces(
         self, queries: np.ndarray, best_rows: np.ndarray
@@ -113,23 +113,13 @@ def cut(
     ]
     members = np.full((len(pieces), rows_per_piece), PADDING, np.int32)
     shape = len(pieces), vectors.shape[1]
-    axes = _principal_axes(vectors)
     centroids, variances = np.empty((2, *shape), np.float32)
     for number, piece in enumerate(pieces):
         members[number, : len(piece)] = piece
         own = vectors[piece]
         centroids[number] = own.mean(axis=0)
-        variances[number] = (own @ axes).var(axis=0)
-    return Partition(members, centroids, axes, variances)
-
-
-def _principal_axes(vectors: np.ndarray) -> np.ndarray:
-    """Columns by falling variance, float32 [D, D]."""
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    # The product first: no centred copy of the corpus.
-    moments = (vectors.T @ vectors) / len(vectors)
-    _, axes = np.linalg.eigh(moments - np.outer(mean, mean))
-    return np.ascontiguousarray(axes[:, ::-1], np.float32)
+        variances[number] = own.var(axis=0)
+    return Partition(members, centroids, variances)
 
 
 def _cut_leaf(
@@ -157,6 +147,7 @@ def _longest_direction(vectors: np.ndarray) -> np.ndarray:
     centred = vectors - vectors.mean(axis=0)
     axis = centred[np.argmax(np.einsum("nd,nd->n", centred, centred))]
     for _ in range(_POWER_ITERATIONS):
+        # Of length 1 before each step: the cube of a bias can overflow.
+        axis = axis / max(float(np.abs(axis).max()), 1e-30)
         axis = (centred @ axis) @ centred
-        axis = axis / max(float(np.linalg.norm(axis)), 1e-30)
     return axis

@@ -31,6 +31,7 @@ class PartitionedTopK(TopK):
     Args:
       k: how many are returned.
       partition: of the rows with their bias as the last dimension.
+      axes: float32 [D + 1, D + 1] to which the partition's rows were turned.
       searched: pieces read for a query.
       storage: of the rows that are scored first.
       rescored: at least k; with `bfloat16` only.
@@ -43,6 +44,7 @@ class PartitionedTopK(TopK):
         self,
         k: int,
         partition: Partition,
+        axes: np.ndarray,
         searched: int,
         storage: Storage = "float32",
         rescored: int = 400,
@@ -61,7 +63,7 @@ class PartitionedTopK(TopK):
         # Keras would copy a dataclass's arrays into its own containers.
         self._members = partition.members
         self._centroids = table(partition.centroids, tf.float32)
-        self._axes = table(partition.axes, tf.float32)
+        self._axes = table(axes, tf.float32)
         self._variances = table(partition.variances, tf.float32)
         self._storage, self._rescored = storage, max(rescored, k)
 
@@ -97,15 +99,16 @@ class PartitionedTopK(TopK):
         padding = self._members == PADDING
         rows = np.empty((*self._members.shape, width), np.float32)
         rows[..., :-1] = vectors[self._members]
-        rows[..., -1] = (
-            0.0 if biases is None else np.asarray(biases)[self._members]
-        )
+        rows[..., -1] = 0.0
+        if biases is not None:
+            rows[..., -1] = np.asarray(biases)[self._members]
         # Its score is -inf: the last dimension of a query is 1.
         rows[padding] = 0.0
         rows[padding, -1] = -math.inf
         # Read by gathering only: a variable that is also read as a whole is
         # copied at each call.
         self._pieces = table(rows, tf.as_dtype(self._storage))
+        # Id 0 is padding, and no answer.
         self._ids = table(
             np.where(padding, 0, ids[self._members]).ravel(), tf.int64
         )
@@ -158,7 +161,6 @@ class PartitionedTopK(TopK):
             self._scores_in_pieces,
             (pieces, queries),
             fn_output_signature=tf.TensorSpec([self._room], tf.float32),
-            parallel_iterations=2,
         )
         first = tf.minimum(most, self._room)
         if self._storage == "bfloat16":
@@ -173,10 +175,12 @@ class PartitionedTopK(TopK):
         return scores, tf.gather(self._ids, rows)
 
     def _promise(self, queries: tf.Tensor) -> tf.Tensor:
-        """As `Partition.promise`."""
+        """As `Partition.promise`, of turned queries."""
+        queries = tf.linalg.matmul(queries, self._axes)
         means = tf.linalg.matmul(queries, self._centroids, transpose_b=True)
-        along = tf.square(tf.linalg.matmul(queries, self._axes))
-        variances = tf.linalg.matmul(along, self._variances, transpose_b=True)
+        variances = tf.linalg.matmul(
+            tf.square(queries), self._variances, transpose_b=True
+        )
         return means + DEVIATIONS * tf.sqrt(variances)
 
     def _scores_in_pieces(

@@ -6,18 +6,33 @@ SavedModels search (`models/partitioned_top_k.py`).
 """
 
 import dataclasses
+import importlib
 import math
 import os
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_format
 
 from models.keras_setup import scann, tf
-from models.top_k import TopK, known, without
+from models.principal_axes import principal_axes, turn_in_place
+from models.top_k import TopK, known, with_bias, with_one, without
 from schemas.config import IndexConfig
 
-# Of a leaf for k-means; more do not move the centroids enough to be found.
-_TRAINING_ROWS_PER_LEAF = 128
+# Its module may be imported only after `keras_setup` has.
+scann_pb2 = importlib.import_module("scann.proto.scann_pb2")
+
+# Of a leaf for k-means: more move no centroid by what a query would notice.
+_TRAINING_ROWS_PER_LEAF = 64
+_TRAINING_ITERATIONS = 6
+# 4 sqrt(V) leaves: with V = 1M, four times as many rows lie in the searched
+# leaves of sqrt(V) at a recall of .98, and reading centroids costs little.
+_LEAVES_PER_ROOT = 4
+# Blocks of hashed dimensions: half a byte of a row each.
+_BLOCKS_PER_DIMENSION = 0.6
+# Share of the variance that 16 centroids leave, by the dimensions that they
+# are for; normal numbers. One is Lloyd and Max's table.
+_LEFT_BY_DIMENSIONS = {1: 0.0115, 2: 0.12, 3: 0.23, 4: 0.33, 6: 0.47, 8: 0.57}
 _PARTITIONER = "serialized_partitioner.pb"
 _LEAF_OF_ROW = "datapoint_to_token.npy"
 
@@ -58,6 +73,7 @@ class ScannTopK(TopK):
         self._config = config or IndexConfig()
         self.settings = settings
         self._searcher: Any = None
+        self._axes: np.ndarray | None = None
         self._identifiers: np.ndarray | None = None
 
     def index(
@@ -80,15 +96,25 @@ class ScannTopK(TopK):
         if biases is None:
             biases = np.zeros(len(candidates), np.float32)
         vectors = with_bias(candidates, np.asarray(biases))
-        self.attach(build_searcher(vectors, self._config), len(vectors))
+        axes = principal_axes(vectors)
+        turn_in_place(vectors, axes)
+        searcher = build_searcher(vectors, self._config)
         if identifiers is not None:
             self._identifiers = np.asarray(identifiers, np.int64)
-        return self
+        return self.attach(searcher, axes, len(vectors))
 
-    def attach(self, searcher: Any, num_videos: int) -> "ScannTopK":
-        """Takes a searcher that was built, or loaded, of the videos 1..V."""
+    def attach(
+        self, searcher: Any, axes: np.ndarray, num_videos: int
+    ) -> "ScannTopK":
+        """Takes a searcher that was built, or loaded, of the videos 1..V.
+
+        Args:
+          searcher: ScaNN's own, of vectors with their bias, turned.
+          axes: float32 [D + 1, D + 1], to which they were turned.
+          num_videos: V.
+        """
         self._check_corpus(num_videos)
-        self._searcher = searcher
+        self._searcher, self._axes = searcher, axes
         if self.settings is None:
             self.settings = careful_settings(num_videos, self._config)
         return self
@@ -111,21 +137,41 @@ class ScannTopK(TopK):
     def is_exact(self) -> bool:
         return self.settings is not None and not self.settings.rescored
 
+    def search_one(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The quickest way to ask once, without TensorFlow.
+
+        Args:
+          query: float32 [1, D].
+
+        Returns:
+          rows uint32 [k] of 0..V - 1 and scores float32 [k].
+        """
+        if self._searcher is None or self.settings is None:
+            raise ValueError("`index` must be called before a query.")
+        turned = with_one(query)[0] @ self._axes
+        return self._searcher.search(turned, **self._efforts(self._k))
+
+    def _efforts(self, k: int) -> dict[str, Any]:
+        """ScaNN's parameters of a search for k rows."""
+        assert self.settings is not None  # Both callers have checked.
+        longer = max(1.0, k / self.settings.neighbors)
+        rescored = round(self.settings.rescored * longer)
+        # -1: as it was built.
+        return {
+            "final_num_neighbors": k,
+            "pre_reorder_num_neighbors": max(k, min(self.num_videos, rescored)),
+            "leaves_to_search": self.settings.leaves or -1,
+        }
+
     def _best(
         self, queries: tf.Tensor, most: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores and ids of min(most, V) rows; -inf where none was found."""
         if self._searcher is None or self.settings is None:
             raise ValueError("`index` must be called before a query.")
-        most, settings = min(most, self.num_videos), self.settings
-        longer = max(1.0, most / settings.neighbors)
         rows, scores = self._searcher.search_batched(
-            with_one(np.asarray(queries)),
-            final_num_neighbors=most,
-            pre_reorder_num_neighbors=max(
-                most, min(self.num_videos, round(settings.rescored * longer))
-            ),
-            leaves_to_search=settings.leaves or None,
+            with_one(np.asarray(queries)) @ self._axes,
+            **self._efforts(min(most, self.num_videos)),
         )
         missing = np.isnan(scores)
         rows = np.where(missing, 0, rows).astype(np.int64)
@@ -140,12 +186,12 @@ def build_searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
     """Builds ScaNN's searcher, the same bytes at each time.
 
     Below `config.exact_below` videos it is exact; below
-    `config.partition_from` all are scored by hashes of 4 bits for 2 dimensions
-    and the best ones again exactly; above, only those in the best of about
-    sqrt(V) leaves.
+    `config.partition_from` all are scored by hashes and the best ones again
+    exactly; above, only those in the best of `num_leaves`.
 
     Args:
-      vectors: float32 [V, D + 1], contiguous; ScaNN keeps a copy.
+      vectors: float32 [V, D + 1], turned so that variances fall; ScaNN keeps
+        a copy.
       config: sizes and `neighbors`.
     """
     videos = len(vectors)
@@ -162,15 +208,64 @@ def build_searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
             num_leaves=leaves,
             num_leaves_to_search=settings.leaves,
             training_sample_size=min(videos, leaves * _TRAINING_ROWS_PER_LEAF),
+            training_iterations=_TRAINING_ITERATIONS,
             random_init=False,
         )
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-    return builder.reorder(settings.rescored).build()
+    builder = builder.reorder(settings.rescored)
+    # Not `var`, which makes a second corpus.
+    variances = np.einsum("vd,vd->d", vectors, vectors) / videos
+    variances -= vectors.mean(axis=0) ** 2
+    text = _in_blocks(builder.create_config(), blocks(variances))
+    return scann.scann_ops_pybind.create_searcher(vectors, text, 1)
+
+
+def blocks(variances: np.ndarray) -> list[tuple[int, int]]:
+    """Which dimensions share a hash of 4 bits: (blocks, dimensions of each).
+
+    The first ones, where the variance is, have a hash of their own; the tail
+    shares, so that all cost as much as blocks of 1 / _BLOCKS_PER_DIMENSION.
+    Of all such divisions, the one that leaves the least variance unhashed.
+
+    Args:
+      variances: float [D], falling.
+    """
+    dim = len(variances)
+    most = max(1, round(_BLOCKS_PER_DIMENSION * dim))
+    options = []
+    for alone in range(min(most, dim) + 1):
+        for size, left in _LEFT_BY_DIMENSIONS.items():
+            shared = -(-(dim - alone) // size)
+            if alone + shared <= most:
+                error = _LEFT_BY_DIMENSIONS[1] * variances[:alone].sum()
+                error += left * variances[alone:].sum()
+                options.append((float(error), alone, size))
+    if not options:  # Fewer blocks than even the largest ones would need.
+        return [(1, dim)]
+    _, alone, size = min(options)
+    full, rest = divmod(dim - alone, size)
+    division = [(alone, 1), (full, size), (1 if rest else 0, rest)]
+    return [block for block in division if block[0]]
+
+
+def _in_blocks(config: str, division: list[tuple[int, int]]) -> str:
+    """ScaNN's configuration, which its builder writes for equal blocks."""
+    parsed = text_format.Parse(config, scann_pb2.ScannConfig())
+    projection = parsed.hash.asymmetric_hash.projection
+    dim = projection.input_dim
+    projection.Clear()
+    projection.input_dim = dim
+    projection.projection_type = projection.VARIABLE_CHUNK
+    for number, size in division:
+        projection.variable_blocks.add(
+            num_blocks=number, num_dims_per_block=size
+        )
+    return text_format.MessageToString(parsed)
 
 
 def num_leaves(videos: int) -> int:
-    """Of the tree: about the square root, as ScaNN's authors advise."""
-    return round(math.sqrt(videos))
+    """Of the tree."""
+    return round(_LEAVES_PER_ROOT * math.sqrt(videos))
 
 
 def careful_settings(videos: int, config: IndexConfig) -> ScannSettings:
@@ -193,42 +288,3 @@ def learned_leaves(scann_folder: str) -> np.ndarray | None:
         return None
     leaves: np.ndarray = np.load(os.path.join(scann_folder, _LEAF_OF_ROW))
     return leaves
-
-
-def with_bias(embeddings: np.ndarray, biases: np.ndarray) -> np.ndarray:
-    """Appends the bias as one more dimension.
-
-    Args:
-      embeddings: float [V, D].
-      biases: float [V].
-
-    Returns:
-      float32 [V, D + 1].
-
-    Raises:
-      ValueError: shapes do not fit or a value is not finite.
-    """
-    if embeddings.ndim != 2 or biases.shape != embeddings.shape[:1]:
-        raise ValueError(
-            "Expected embeddings [V, D] and biases [V], got shapes "
-            f"{embeddings.shape} and {biases.shape}."
-        )
-    videos, dim = embeddings.shape
-    vectors = np.empty((videos, dim + 1), np.float32)
-    vectors[:, :-1], vectors[:, -1] = embeddings, biases
-    # A row's sum is finite if its values are, unless it overflows: which is
-    # no embedding either. No second array of the corpus is needed.
-    bad = ~np.isfinite(vectors.sum(axis=1))
-    if bad.any():
-        raise ValueError(
-            f"Candidate embeddings must be finite; {int(bad.sum())} of "
-            f"{videos} are not. The retrieval model diverged."
-        )
-    return vectors
-
-
-def with_one(queries: np.ndarray) -> np.ndarray:
-    """Appends what the bias is multiplied by: float32 [B, D + 1]."""
-    queries = np.asarray(queries, np.float32)
-    ones = np.ones((len(queries), 1), np.float32)
-    return np.concatenate([queries, ones], axis=1)

@@ -95,6 +95,45 @@ def known(scores: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     return tf.where(scores > -math.inf, ids, tf.zeros_like(ids))
 
 
+def with_bias(embeddings: np.ndarray, biases: np.ndarray) -> np.ndarray:
+    """Appends the bias as one more dimension.
+
+    Args:
+      embeddings: float [V, D].
+      biases: float [V].
+
+    Returns:
+      float32 [V, D + 1].
+
+    Raises:
+      ValueError: shapes do not fit or a value is not finite.
+    """
+    if embeddings.ndim != 2 or biases.shape != embeddings.shape[:1]:
+        raise ValueError(
+            "Expected embeddings [V, D] and biases [V], got shapes "
+            f"{embeddings.shape} and {biases.shape}."
+        )
+    videos, dim = embeddings.shape
+    vectors = np.empty((videos, dim + 1), np.float32)
+    vectors[:, :-1], vectors[:, -1] = embeddings, biases
+    # A row's sum is finite if its values are, unless it overflows: which is
+    # no embedding either. No second array of the corpus is needed.
+    bad = ~np.isfinite(vectors.sum(axis=1))
+    if bad.any():
+        raise ValueError(
+            f"Candidate embeddings must be finite; {int(bad.sum())} of "
+            f"{videos} are not. The retrieval model diverged."
+        )
+    return vectors
+
+
+def with_one(queries: np.ndarray) -> np.ndarray:
+    """Appends what the bias is multiplied by: float32 [B, D + 1]."""
+    queries = np.asarray(queries, np.float32)
+    ones = np.ones((len(queries), 1), np.float32)
+    return np.concatenate([queries, ones], axis=1)
+
+
 class ExactTopK(TopK):
     """Scores all videos; ties go to the smaller row."""
 

@@ -74,14 +74,15 @@ class ModelStages:
                 .take(1)
             )
             queries = [np.asarray(loaded.query_embedding(b)) for b in cases]
-            vectors = with_bias(*map(np.asarray, loaded.candidates()))
-            # The corpus is held once while the index is built.
-            del loaded
+            embeddings, biases = map(np.asarray, loaded.candidates())
+            writer.counts["videos"] = len(biases)
+            vectors = [with_bias(embeddings, biases)]
+            # Nothing else holds the corpus while the index is built.
+            del loaded, embeddings, biases
             recall = build_index(
-                vectors, np.concatenate(queries), config, writer.path
+                vectors.pop(), np.concatenate(queries), config, writer.path
             )
             refuse_below_gate(recall, config)
-            writer.counts["videos"] = len(vectors)
             writer.metrics["index.recall_at_100"] = recall.scann
             writer.metrics["index.stock_recall_at_100"] = recall.stock
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from benchmarks.processes import run_module
 from models.index import (
     DESCRIPTION_FILE,
     ExactTopK,
@@ -18,6 +19,7 @@ from models.index import (
     with_bias,
 )
 from models.index_sweep import ExactAnswer
+from models.scann_top_k import blocks
 from schemas.config import IndexConfig
 from schemas.errors import ArtifactError
 from tests.models.test_top_k import corpus, numpy_top_k
@@ -55,7 +57,8 @@ def share_found(ids, expected):
 def test_both_searches_find_what_numpy_finds(
     tmp_path, videos, stock, scann_exact
 ):
-    given = built(tmp_path / "written", videos)
+    targets = {"scann_recall": 0.99, "stock_recall": 0.99}
+    given = built(tmp_path / "written", videos, **targets)
     embeddings, biases, queries, recall = given
     # Published folders are renamed: no path inside may be absolute.
     os.rename(tmp_path / "written", tmp_path / "index")
@@ -181,3 +184,26 @@ def test_refuses_bad_corpora_and_folders(tmp_path):
             IndexConfig(),
             str(tmp_path),
         )
+
+
+@pytest.mark.slow
+def test_a_build_takes_two_and_a_half_times_the_embeddings(tmp_path):
+    # 83 MB of vectors: more than what imports and threads add by chance.
+    for step in (
+        ["embeddings_like_trained", tmp_path, 320_000, 64, 40],
+        ["index_job", "build", tmp_path],
+    ):
+        found = run_module(*step)
+    assert 1.5 < found["build_memory_ratio"] <= 2.5
+
+
+def test_blocks_put_the_hashes_where_the_variance_is():
+    # All alike, 10 dimensions, 6 hashes: pairs leave .12, all else more.
+    assert blocks(np.ones(10)) == [(5, 2)]
+    # All of it in the first two: they are hashed alone.
+    falling = np.array([8, 4, *[0.01] * 8])
+    division = blocks(falling)
+    assert division[0][0] >= 2 and division[0][1] == 1
+    assert sum(number * size for number, size in division) == 10
+    assert sum(number for number, _ in division) <= 6
+    assert blocks(np.ones(1)) == [(1, 1)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from models.partition import DEVIATIONS, PADDING, Partition, cut
+from models.partition import DEVIATIONS, PADDING, cut
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -63,35 +63,15 @@ def test_promise_by_hand():
     # Piece 1: (0, 5) twice: mean (0, 5), no variance.
     vectors = np.array([[0, 0], [2, 0], [0, 5], [0, 5]], np.float32)
     partition = cut(vectors, np.array([0, 0, 1, 1]), 2)
-    # Axes of the corpus are not x and y: variances are along those, so their
-    # sum over the axes is what must be 1, and all of it for each axis only
-    # if the axes are the same. Give them as x and y.
-    straight = Partition(
-        partition.members,
-        partition.centroids,
-        np.eye(2, dtype=np.float32),
-        np.array([[1, 0], [0, 0]], np.float32),
-    )
-    promised = straight.promise(np.array([[3, 1], [0, 1]], np.float32))
+    promised = partition.promise(np.array([[3, 1], [0, 1]], np.float32))
     # 3 * 1 + DEVIATIONS * 3 * 1, and 5; then 0 and 5.
     np.testing.assert_allclose(promised, [[3 + 3 * DEVIATIONS, 5], [0, 5]])
-    np.testing.assert_allclose(partition.variances.sum(axis=1), [1, 0])
-    needed = straight.needed_pieces(
+    np.testing.assert_allclose(partition.variances, [[1, 0], [0, 0]])
+    needed = partition.needed_pieces(
         np.array([[3, 1], [0, 1]], np.float32), np.array([[1, 2], [1, 2]])
     )
     # Row 1 is in piece 0, row 2 in piece 1.
     assert needed.tolist() == [[1, 2], [2, 1]]
-
-
-def test_axes_are_the_principal_ones():
-    rng = np.random.default_rng(0)
-    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    vectors = rng.normal(size=(4000, 3)) * [1, 3, 9] @ turn.T + 5
-    axes = cut(vectors.astype(np.float32), np.zeros(4000, int), 64).axes
-    # The longest first: the last column of the turn.
-    np.testing.assert_allclose(
-        np.abs(axes.T @ turn), np.eye(3)[::-1], atol=0.05
-    )
 
 
 def test_refuses_shapes_that_do_not_fit():
