@@ -198,8 +198,9 @@ def test_a_build_takes_two_and_a_half_times_the_embeddings(tmp_path):
 
 
 def test_blocks_put_the_hashes_where_the_variance_is():
-    # All alike, 10 dimensions, 6 hashes: pairs leave .12, all else more.
-    assert blocks(np.ones(10)) == [(5, 2)]
+    # All alike, 10 dimensions, at most 6 hashes.
+    # Two alone and four pairs: 2 x .0115 + 8 x .12 = .98; five pairs 1.2.
+    assert blocks(np.ones(10)) == [(2, 1), (4, 2)]
     # All of it in the first two: they are hashed alone.
     falling = np.array([8, 4, *[0.01] * 8])
     division = blocks(falling)
