@@ -97,12 +97,11 @@ def main() -> None:
     started = time.process_time()
     search = build(vectors, size)
     build_cpu_s = time.process_time() - started
-    efforts = [round(8 * 1.15**n) for n in range(60)]
-    efforts = sorted({e for e in efforts if e <= 4 * size * 32})
-    if args.library == "hnswlib":
-        efforts = [e for e in efforts if e >= K]
-    else:
-        efforts = [e for e in efforts if e < size] + [size]
+    # Lists read at most all; a queue of a twentieth of the corpus.
+    most = size if args.library == "faiss" else max(K, len(vectors) // 20)
+    least = 1 if args.library == "faiss" else K
+    steps = {round(least * 1.15**n) for n in range(100)}
+    efforts = [*sorted(e for e in steps if e < most), most]
     half = len(queries) // 2
     # Chosen by one half, measured on the other, as ours.
     effort, _ = least_effort(

@@ -12,6 +12,7 @@ import numpy as np
 
 from models.partition import Partition
 from models.scann_top_k import (
+    HASHED_BYTES_PER_DIMENSION,
     ScannSettings,
     ScannTopK,
     careful_settings,
@@ -218,7 +219,7 @@ def _rescored_counts(neighbors: int, videos: int) -> Iterator[int]:
 
 
 def _bytes(settings: ScannSettings, videos: int, dim: int) -> int:
-    """What a query reads: centroids, hashes of 4 bits per 2, rescored rows."""
+    """What a query reads: centroids, hashes, rescored rows."""
     hashed = float(videos)
     centroids = 0
     if settings.leaves:
@@ -226,6 +227,5 @@ def _bytes(settings: ScannSettings, videos: int, dim: int) -> int:
         hashed *= settings.leaves / leaves
         centroids = leaves * dim * 4
     rescored = settings.rescored * dim * 4 * _SCATTERED
-    return (
-        round(centroids + hashed * (dim / 4 + _BYTES_TO_KEEP_A_ROW)) + rescored
-    )
+    hashed *= dim * HASHED_BYTES_PER_DIMENSION + _BYTES_TO_KEEP_A_ROW
+    return round(centroids + hashed) + rescored

@@ -29,7 +29,8 @@ _TRAINING_ITERATIONS = 6
 # leaves of sqrt(V) at a recall of .98, and reading centroids costs little.
 _LEAVES_PER_ROOT = 4
 # Blocks of hashed dimensions: half a byte of a row each.
-_BLOCKS_PER_DIMENSION = 0.6
+_BLOCKS_PER_DIMENSION = 0.8
+HASHED_BYTES_PER_DIMENSION = _BLOCKS_PER_DIMENSION / 2
 # Share of the variance that 16 centroids leave, by the dimensions that they
 # are for; normal numbers. One is Lloyd and Max's table.
 _LEFT_BY_DIMENSIONS = {1: 0.0115, 2: 0.12, 3: 0.23, 4: 0.33, 6: 0.47, 8: 0.57}
@@ -273,7 +274,7 @@ def careful_settings(videos: int, config: IndexConfig) -> ScannSettings:
     neighbors = min(config.neighbors, videos)
     if videos < config.exact_below:
         return ScannSettings(0, 0, neighbors)
-    rescored = min(videos, max(20 * neighbors, 1000))
+    rescored = min(videos, max(30 * neighbors, 1000))
     if videos < config.partition_from:
         return ScannSettings(0, rescored, neighbors)
     return ScannSettings(num_leaves(videos) // 2, rescored, neighbors)

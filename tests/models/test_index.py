@@ -198,13 +198,14 @@ def test_a_build_takes_two_and_a_half_times_the_embeddings(tmp_path):
 
 
 def test_blocks_put_the_hashes_where_the_variance_is():
-    # All alike, 10 dimensions, at most 6 hashes.
-    # Two alone and four pairs: 2 x .0115 + 8 x .12 = .98; five pairs 1.2.
-    assert blocks(np.ones(10)) == [(2, 1), (4, 2)]
+    # All alike, 10 dimensions, at most 8 hashes.
+    # Six alone and two pairs: 6 x .0115 + 4 x .12 = .55. With one of three
+    # and seven alone: .08 + .69 = .77.
+    assert blocks(np.ones(10)) == [(6, 1), (2, 2)]
     # All of it in the first two: they are hashed alone.
     falling = np.array([8, 4, *[0.01] * 8])
     division = blocks(falling)
     assert division[0][0] >= 2 and division[0][1] == 1
     assert sum(number * size for number, size in division) == 10
-    assert sum(number for number, _ in division) <= 6
+    assert sum(number for number, _ in division) <= 8
     assert blocks(np.ones(1)) == [(1, 1)]
