@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 26
 # Scores of one pair differ by the order of additions.
 _SAME_SCORE = 1e-5
 _LEAF_SHARES = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.17, 0.25, 0.35, 0.5)
-_RESCORED_PER_NEIGHBOR = (1.5, 2, 3, 5, 7, 10, 15, 20, 30)
+_RESCORED_PER_NEIGHBOR = (1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 # A row at random costs about twice as much as one of many in a line.
 _SCATTERED = 2
 # The top of the hashed scores is kept while they are read.

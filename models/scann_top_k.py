@@ -274,7 +274,7 @@ def careful_settings(videos: int, config: IndexConfig) -> ScannSettings:
     neighbors = min(config.neighbors, videos)
     if videos < config.exact_below:
         return ScannSettings(0, 0, neighbors)
-    rescored = min(videos, max(30 * neighbors, 1000))
+    rescored = min(videos, max(50 * neighbors, 1000))
     if videos < config.partition_from:
         return ScannSettings(0, rescored, neighbors)
     return ScannSettings(num_leaves(videos) // 2, rescored, neighbors)
