@@ -34,7 +34,7 @@ class RetrievalModelLike(Protocol):
 
 
 class Index(Protocol):
-    """What is measured of an index, such as `models.index.ScannIndex`."""
+    """What is measured of an index, such as `models.top_k.TopK`."""
 
     @property
     def num_videos(self) -> int:

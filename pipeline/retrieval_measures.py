@@ -71,11 +71,11 @@ class RetrievalMeasures:
     def of_index(
         self, model: RetrievalModelLike, index: Artifact
     ) -> dict[str, float]:
-        """`retrieval.through_index.*`, by the published index."""
-        from models.index import ScannIndex
+        """`retrieval.through_index.*`, by the search that is served."""
+        from models.index import load_stock
 
-        found = ScannIndex.load(index.path)
-        ranker = IndexRanker(model, found, max(self._config.top_k))
+        k = max(self._config.top_k)
+        ranker = IndexRanker(model, load_stock(index.path, k), k)
         return self._measure("retrieval.through_index", ranker)
 
     def _measure(self, name: str, ranker: Ranker) -> dict[str, float]:

@@ -208,10 +208,28 @@ class RetrievalConfig(Section):
 class IndexConfig(Section):
     """The approximate index over candidate embeddings."""
 
+    # The k of every recall below.
     neighbors: Positive = 100
     # Below this recall against exact search the index is not published.
     min_recall: Share = 0.95
-    num_queries: Positive = 1000
+    # What the cheapest setting is chosen by: of ScaNN, and of the search of
+    # stock operations in the SavedModels, on half of the queries. The other
+    # half must pass the gate.
+    scann_recall: Share = 0.983
+    stock_recall: Share = 0.96
+    num_queries: Annotated[int, Field(ge=2)] = 1000
+    # With fewer videos, both score all of them.
+    exact_below: Positive = 20_000
+    # From so many on, both search a partition; ScaNN scores all by hashes
+    # below it, the SavedModels exactly.
+    partition_from: Positive = 100_000
+    # Leaves are cut into pieces of so many rows: small ones lie closer
+    # together, but there are more of them to be compared with.
+    rows_per_piece: Positive = 64
+    # Of the rows in the SavedModels. `bfloat16`: scored in half the bytes and
+    # the best again exactly, with 1.5 times the memory; faster only where the
+    # processor multiplies bfloat16.
+    storage: Literal["float32", "bfloat16"] = "float32"
 
 
 class RankingConfig(Section):

@@ -1,205 +1,211 @@
-"""Exact and approximate top k against a NumPy sort of all scores."""
+"""A built index: its choices, its recall, its bytes, its gate."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 
+from benchmarks.processes import run_module
 from models.index import (
-    EXACT_BELOW,
+    DESCRIPTION_FILE,
     ExactTopK,
-    ScannIndex,
-    build_scann,
+    IndexRecall,
+    PartitionedTopK,
+    build_index,
+    load_scann,
+    load_stock,
     refuse_below_gate,
+    with_bias,
 )
-from models.keras_setup import tf
+from models.index_sweep import ExactAnswer
+from models.scann_top_k import blocks
 from schemas.config import IndexConfig
 from schemas.errors import ArtifactError
+from tests.models.test_top_k import corpus, numpy_top_k
+
+# A corpus of thousands takes the ways of one of millions.
+SMALL = {"exact_below": 500, "partition_from": 2000, "rows_per_piece": 16}
 
 
-def corpus(videos, dim, queries=20, seed=0):
-    """Clusters, as embeddings have; biases of the size of the scores."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(64, dim))
-    embeddings = centres[rng.integers(64, size=videos)]
-    embeddings += 0.3 * rng.normal(size=(videos, dim))
-    biases = rng.normal(size=videos)
-    return (
-        embeddings.astype(np.float32),
-        biases.astype(np.float32),
-        rng.normal(size=(queries, dim)).astype(np.float32),
+def built(folder, videos=3000, **settings):
+    """Builds into `folder`; gives the corpus and 60 queries, k = 20."""
+    embeddings, biases, queries = corpus(videos, 8, queries=60)
+    config = IndexConfig(**{**SMALL, "neighbors": 20, **settings})
+    os.makedirs(folder)
+    recall = build_index(
+        with_bias(embeddings, biases), queries, config, str(folder)
     )
+    return embeddings, biases, queries, recall
 
 
-def numpy_top_k(queries, embeddings, biases, k):
-    """Ids by falling score, ties by smaller id; float64."""
-    scores = queries.astype(np.float64) @ embeddings.T + biases
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return order + 1, np.take_along_axis(scores, order, axis=1)
-
-
-@pytest.mark.parametrize("videos", [1, 7, 500])
-@pytest.mark.parametrize("dim", [1, 8])
-@pytest.mark.parametrize("k", [1, 5, 500])
-def test_exact_top_k_equals_numpy(videos, dim, k, tmp_path):
-    k = min(k, videos)
-    embeddings, biases, queries = corpus(videos, dim)
-    layer = ExactTopK(k).index(embeddings, biases=biases)
-    scores, ids = layer(queries)
-    expected_ids, expected_scores = numpy_top_k(queries, embeddings, biases, k)
-    np.testing.assert_array_equal(ids, expected_ids)
-    np.testing.assert_allclose(scores, expected_scores, atol=1e-4)
-    assert layer.is_exact()
-
-
-def test_exact_top_k_parts_ties_by_id():
-    embeddings = np.ones((6, 2), np.float32)
-    biases = np.array([0, 1, 0, 1, 0, 1], np.float32)
-    _, ids = ExactTopK(5).index(embeddings, biases=biases)(np.ones((1, 2)))
-    assert ids.numpy().tolist() == [[2, 4, 6, 1, 3]]
-
-
-@pytest.mark.parametrize("own_ids", [False, True])
-def test_exclusions_never_come_back(own_ids):
-    embeddings, biases, queries = corpus(30, 4)
-    # Other ids than the rows, in no order.
-    ids = np.random.default_rng(1).permutation(1000)[:30] + 1
-    ids = ids if own_ids else np.arange(1, 31)
-    # Larger than the constant that a subtraction of 1e5 could outweigh.
-    biases = biases * 1e6
-    layer = ExactTopK(10).index(embeddings, ids if own_ids else None, biases)
-    rng = np.random.default_rng(2)
-    excluded = np.stack([rng.choice(ids, 12) for _ in queries])
-    excluded[:, :3] = [-1, 0, 10**12]  # Padding, unknown, no id of ours.
-    scores, got = layer.query_with_exclusions(queries, tf.constant(excluded))
-    all_scores = queries.astype(np.float64) @ embeddings.T + biases
-    for row in range(len(queries)):
-        allowed = [i for i in range(30) if ids[i] not in set(excluded[row])]
-        best = sorted(allowed, key=lambda i: -all_scores[row, i])[:10]
-        assert got[row].numpy().tolist() == ids[best].tolist()
-        np.testing.assert_allclose(
-            scores[row], all_scores[row, best], rtol=1e-5
-        )
-
-
-def test_fewer_left_than_k_is_said_by_id_0():
-    layer = ExactTopK(3).index(np.eye(3, dtype=np.float32))
-    scores, ids = layer.query_with_exclusions(
-        np.ones((1, 3), np.float32), tf.constant([[3, 1]], tf.int64)
+def share_found(ids, expected):
+    return np.mean(
+        [len({*a} & {*b}) / len(b) for a, b in zip(ids, expected, strict=True)]
     )
-    assert ids.numpy().tolist() == [[2, 0, 0]]
-    assert scores.numpy().tolist() == [[1.0, -np.inf, -np.inf]]
-
-
-def test_exact_top_k_survives_a_saved_model(tmp_path):
-    embeddings, biases, queries = corpus(50, 4)
-    layer = ExactTopK(5).index(embeddings, biases=biases)
-    module = tf.Module()
-    module.layer = layer
-    module.search = tf.function(
-        layer.call, input_signature=[tf.TensorSpec([None, 4], tf.float32)]
-    )
-    tf.saved_model.save(module, str(tmp_path / "model"))
-    loaded = tf.saved_model.load(str(tmp_path / "model"))
-    _, ids = loaded.search(queries)
-    np.testing.assert_array_equal(
-        ids, numpy_top_k(queries, embeddings, biases, 5)[0]
-    )
-
-
-def test_exact_top_k_refuses_k_above_the_corpus():
-    with pytest.raises(ValueError, match=r"number of videos, 3, got 4"):
-        ExactTopK(4).index(np.eye(3, dtype=np.float32))
-    with pytest.raises(ValueError, match="before a query"):
-        ExactTopK(4)(np.ones((1, 3), np.float32))
 
 
 @pytest.mark.parametrize(
-    ("videos", "least"),
+    ("videos", "stock", "scann_exact"),
     [
-        (10, 1.0),
-        (EXACT_BELOW - 1, 1.0),
-        (EXACT_BELOW, 0.95),
-        pytest.param(110_000, 0.95, marks=pytest.mark.slow),
+        (5, ExactTopK, True),
+        (499, ExactTopK, True),
+        (500, ExactTopK, False),
+        (2000, PartitionedTopK, False),
     ],
 )
-def test_scann_finds_what_numpy_finds(videos, least, tmp_path):
-    embeddings, biases, queries = corpus(videos, 16, queries=50)
-    k = min(20, videos)
-    config = IndexConfig(neighbors=k)
-    index = build_scann(embeddings, biases, config)
-    ids, scores = index.search(queries, k)
-    expected, _ = numpy_top_k(queries, embeddings, biases, k)
-    share = np.mean(
-        [len(set(a) & set(b)) / k for a, b in zip(ids, expected, strict=True)]
-    )
-    assert share >= least
-    assert index.recall(queries, k) == pytest.approx(share, abs=1e-3)
-    # Scores are exact, bias included, and fall.
-    own = np.einsum("qd,qkd->qk", queries, embeddings[ids - 1])
-    np.testing.assert_allclose(scores, own + biases[ids - 1], atol=1e-3)
-    assert (np.diff(scores, axis=1) <= 1e-5).all()
-
-    folder = tmp_path / "written"
-    folder.mkdir()
-    index.save(str(folder))
+def test_both_searches_find_what_numpy_finds(
+    tmp_path, videos, stock, scann_exact
+):
+    targets = {"scann_recall": 0.99, "stock_recall": 0.99}
+    given = built(tmp_path / "written", videos, **targets)
+    embeddings, biases, queries, recall = given
     # Published folders are renamed: no path inside may be absolute.
-    os.rename(folder, tmp_path / "published")
-    loaded = ScannIndex.load(str(tmp_path / "published"))
-    again_ids, again_scores = loaded.search(queries, k)
-    np.testing.assert_array_equal(again_ids, ids)
-    np.testing.assert_array_equal(again_scores, scores)
+    os.rename(tmp_path / "written", tmp_path / "index")
+    k = min(20, videos)
+    expected, _ = numpy_top_k(queries, embeddings, biases, k)
+    by_scann = load_scann(str(tmp_path / "index"), 20)
+    served = load_stock(str(tmp_path / "index"), 20)
+    assert isinstance(served, stock)
+    assert by_scann.is_exact() == scann_exact
+    for index, said in ((by_scann, recall.scann), (served, recall.stock)):
+        ids, scores = index.search(queries, k)
+        # What the folder says was measured on every other query.
+        assert share_found(ids[1::2], expected[1::2]) == pytest.approx(
+            said, abs=1e-3
+        )
+        assert said >= 0.94
+        # Scores are exact, bias included, and fall.
+        own = np.einsum("qd,qkd->qk", queries, embeddings[ids - 1])
+        np.testing.assert_allclose(scores, own + biases[ids - 1], atol=1e-3)
+        assert (np.diff(scores, axis=1) <= 1e-5).all()
+
+
+def test_the_cheapest_setting_that_reaches_the_target_is_chosen(tmp_path):
+    costs = []
+    for target in (0.8, 0.99):
+        folder = tmp_path / str(target)
+        built(folder, scann_recall=target, stock_recall=target)
+        said = json.loads((folder / DESCRIPTION_FILE).read_text())
+        chosen = {**said["scann"]}
+        chosen.pop("neighbors")
+        reaching = [p for p in said["scann_curve"] if p["recall"] >= target]
+        cheapest = min(reaching, key=lambda p: p["bytes_per_query"])
+        assert chosen == {key: cheapest[key] for key in chosen}
+        curve = {p["searched"]: p["recall"] for p in said["stock_curve"]}
+        searched = said["stock"]["searched"]
+        assert curve[searched] >= target
+        # No fewer of the curve do, unless they have no room for k.
+        assert all(
+            recall < target for n, recall in curve.items() if n < searched
+        ) or searched == -(-4 * 20 // 16)
+        assert curve[max(curve)] == 1.0
+        costs.append((cheapest["bytes_per_query"], searched))
+    assert costs[0] < costs[1]
 
 
 @pytest.mark.parametrize(
-    "videos", [EXACT_BELOW, pytest.param(100_000, marks=pytest.mark.slow)]
+    ("videos", "settings"),
+    [
+        (3000, {}),
+        # ScaNN learns from a sample of these rows, at full size.
+        pytest.param(
+            100_000,
+            {"exact_below": 20_000, "partition_from": 100_000},
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_the_same_corpus_gives_the_same_bytes(videos, tmp_path):
-    embeddings, biases, _ = corpus(videos, 8)
+def test_the_same_corpus_gives_the_same_bytes(tmp_path, videos, settings):
     contents = []
     for name in ("a", "b"):
-        folder = tmp_path / name
-        folder.mkdir()
-        build_scann(embeddings, biases, IndexConfig()).save(str(folder))
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        built(tmp_path / name, videos, **settings)
+        files = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
         contents.append([(p.name, p.read_bytes()) for p in files])
+    assert len(contents[0]) > 8
     assert contents[0] == contents[1]
 
 
+def test_an_index_on_another_file_system(tmp_path):
+    _, _, queries, _ = built(tmp_path / "here")
+    # TensorFlow's own file system in memory stands for an object store.
+    import models.index as module
+
+    with module._writing("ram://index") as local:
+        module._copy_tree(str(tmp_path / "here"), local)
+        assert local != "ram://index"
+    for load in (load_scann, load_stock):
+        near, far = load(str(tmp_path / "here"), 20), load("ram://index", 20)
+        np.testing.assert_array_equal(
+            near.search(queries, 20)[0], far.search(queries, 20)[0]
+        )
+
+
 def test_recall_counts_equal_scores_as_found():
-    # All 50 videos score alike: any 10 are a right top 10.
-    index = build_scann(np.ones((50, 2)), np.zeros(50), IndexConfig())
-    assert index.recall(np.ones((3, 2)), 10) == 1.0
+    # All 50 score alike: any 10 are a right top 10; nothing is id 0.
+    vectors = np.ones((50, 2), np.float32)
+    exact = ExactAnswer.search(vectors, np.ones((2, 2), np.float32), 10)
+    others = np.arange(41, 51)
+    assert exact.recall(np.stack([others, others])) == 1.0
+    assert exact.recall(np.stack([others, np.zeros(10, int)])) == 0.5
 
 
-def test_recall_of_an_index_that_misses_half():
-    class Half:
-        """Finds the two best and two of the worst."""
-
-        def search_batched(self, queries, **_):
-            rows = np.tile([9, 8, 1, 0], (len(queries), 1))
-            return rows.astype(np.uint32), np.zeros(rows.shape, np.float32)
-
+def test_recall_of_an_answer_that_misses_half():
+    # Row i scores i: the top 4 are the ids 7 to 10.
     vectors = np.stack([np.arange(10.0), np.zeros(10)], 1).astype(np.float32)
-    assert ScannIndex(Half(), vectors).recall(np.ones((3, 1)), 4) == 0.5
+    exact = ExactAnswer.search(vectors, np.ones((1, 2), np.float32), 4)
+    assert sorted(exact.rows[0]) == [6, 7, 8, 9]
+    assert exact.kth.tolist() == [6.0]
+    assert exact.recall(np.array([[10, 9, 2, 1]])) == 0.5
 
 
 def test_an_index_below_its_gate_is_refused():
     config = IndexConfig(min_recall=0.95)
-    refuse_below_gate(0.95, config)
+    refuse_below_gate(IndexRecall(0.95, 0.95), config)
     for recall in (0.9499, float("nan")):
-        with pytest.raises(ArtifactError, match=r"0\.9500") as error:
-            refuse_below_gate(recall, config)
-        assert f"{recall:.4f}" in str(error.value)
+        for pair in (IndexRecall(recall, 1.0), IndexRecall(1.0, recall)):
+            with pytest.raises(ArtifactError, match=r"0\.9500") as error:
+                refuse_below_gate(pair, config)
+            assert f"{recall:.4f}" in str(error.value)
 
 
 def test_refuses_bad_corpora_and_folders(tmp_path):
-    with pytest.raises(ValueError, match="must be finite"):
-        build_scann(np.full((5, 2), np.nan), np.zeros(5), IndexConfig())
+    with pytest.raises(ValueError, match="must be finite; 5 of 5"):
+        with_bias(np.full((5, 2), np.nan), np.zeros(5))
     with pytest.raises(ValueError, match=r"\(5, 2\) and \(4,\)"):
-        build_scann(np.ones((5, 2)), np.zeros(4), IndexConfig())
-    with pytest.raises(ArtifactError, match="is no index"):
-        ScannIndex.load(str(tmp_path))
-    index = build_scann(np.ones((5, 2)), np.zeros(5), IndexConfig())
-    with pytest.raises(ValueError, match="number of videos, 5, got 6"):
-        index.search(np.ones((1, 2)), 6)
+        with_bias(np.ones((5, 2)), np.zeros(4))
+    for load in (load_scann, load_stock):
+        with pytest.raises(ArtifactError, match="is no index"):
+            load(str(tmp_path), 5)
+    with pytest.raises(ValueError, match="at least 2 validation queries"):
+        build_index(
+            np.ones((5, 3), np.float32),
+            np.ones((1, 2)),
+            IndexConfig(),
+            str(tmp_path),
+        )
+
+
+@pytest.mark.slow
+def test_a_build_takes_two_and_a_half_times_the_embeddings(tmp_path):
+    # 83 MB of vectors: more than what imports and threads add by chance.
+    for step in (
+        ["embeddings_like_trained", tmp_path, 320_000, 64, 40],
+        ["index_job", "build", tmp_path],
+    ):
+        found = run_module(*step)
+    assert 1.5 < found["build_memory_ratio"] <= 2.5
+
+
+def test_blocks_put_the_hashes_where_the_variance_is():
+    # All alike, 10 dimensions, at most 8 hashes.
+    # Six alone and two pairs: 6 x .0115 + 4 x .12 = .55. With one of three
+    # and seven alone: .08 + .69 = .77.
+    assert blocks(np.ones(10)) == [(6, 1), (2, 2)]
+    # All of it in the first two: they are hashed alone.
+    falling = np.array([8, 4, *[0.01] * 8])
+    division = blocks(falling)
+    assert division[0][0] >= 2 and division[0][1] == 1
+    assert sum(number * size for number, size in division) == 10
+    assert sum(number for number, _ in division) <= 8
+    assert blocks(np.ones(1)) == [(1, 1)]

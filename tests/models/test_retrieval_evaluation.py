@@ -5,7 +5,7 @@ import pytest
 
 from models import retrieval_evaluation
 from models.baselines import Popularity
-from models.index import build_scann
+from models.index import ScannTopK
 from models.keras_setup import tf
 from models.retrieval_evaluation import (
     ExactRanker,
@@ -13,7 +13,6 @@ from models.retrieval_evaluation import (
     ModelScorer,
     evaluate,
 )
-from schemas.config import IndexConfig
 
 
 class LinearModel:
@@ -80,7 +79,8 @@ def test_an_exact_index_finds_what_the_model_ranks():
     model = LinearModel()
     exact = evaluate(ExactRanker(ModelScorer(model)), [cases()], (1, 2))
     # ScaNN's brute force, below 20,000 videos.
-    index = build_scann(*map(np.asarray, model.candidates()), IndexConfig())
+    embeddings, biases = model.candidates()
+    index = ScannTopK(2).index(embeddings, biases=biases)
     found = evaluate(IndexRanker(model, index, 2), [cases()], (1, 2))
     del exact["mean_average_precision"]
     assert found == pytest.approx(exact)
