@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow_transform as tft
 
 from models import serving_requests as requests
-from models.index import ExactTopK
+from models.index import load_stock
 from models.keras_setup import tf
 from models.lagged_table import COLUMNS, LaggedLookup, LaggedTable
 from models.ranking import COUNT, RankingModel
@@ -24,6 +24,7 @@ from models.saved_models import (
     traced,
     traced_examples,
 )
+from models.top_k import ExactTopK, TopK
 from schemas.errors import ArtifactError
 from schemas.requests import RawInput
 
@@ -47,10 +48,13 @@ class RetrievalService(tf.Module):
       inputs: the raw request.
       video_ids: text file, line i (from 1) is the video with id i.
       top_k: K; at most the number of videos is returned.
+      index: folder of the model's index, whose search in stock operations is
+        served; None searches exactly.
       keep_watched: whether to recommend what was just watched.
 
     Raises:
-      ArtifactError: the file has another number of videos than the model.
+      ArtifactError: the file or the index has another number of videos than
+        the model.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class RetrievalService(tf.Module):
         video_ids: str,
         top_k: int,
         *,
+        index: str | None = None,
         keep_watched: bool = False,
     ) -> None:
         super().__init__(name=RETRIEVAL)
@@ -71,16 +76,20 @@ class RetrievalService(tf.Module):
         videos = int(biases.shape[0])
         _check_videos(video_ids, videos)
         self.top_k = min(top_k, videos)
-        index = ExactTopK(self.top_k)
-        index.index(embeddings, biases=biases)
-        self._search = index.query_with_exclusions
+        search: TopK
+        if index is None:
+            search = ExactTopK(self.top_k).index(embeddings, biases=biases)
+        else:
+            search = load_stock(index, self.top_k)
+            _check_index(index, search, videos)
+        self._search = search.query_with_exclusions
         self._keep_watched = keep_watched
         # Bound methods hide their variables: a SavedModel needs them here.
-        # The index has its own copy of the table that is read as a whole.
+        # The search has its own copy of the table that is read as a whole.
         self._variables = [
             *model.embeddings.table_variables,
             *model.dense_variables,
-            *index.variables,
+            *search.variables,
         ]
         lines = tf.lookup.TextFileInitializer(
             video_ids,
@@ -288,6 +297,7 @@ def export_retrieval(
     version: int,
     *,
     top_k: int,
+    index: str | None = None,
     keep_watched: bool = False,
 ) -> str:
     """Writes `<folder>/<version>/`; see `RetrievalService`.
@@ -300,7 +310,13 @@ def export_retrieval(
       ValueError: `version` is no number from 1.
     """
     service = RetrievalService(
-        model, transform, inputs, video_ids, top_k, keep_watched=keep_watched
+        model,
+        transform,
+        inputs,
+        video_ids,
+        top_k,
+        index=index,
+        keep_watched=keep_watched,
     )
     return publish(service, service.some_videos(), folder, version)
 
@@ -339,6 +355,7 @@ def export_recommender(
     *,
     candidates: int,
     top_k: int,
+    index: str | None = None,
     keep_watched: bool = False,
 ) -> str:
     """Writes `<folder>/<version>/`; see `RecommenderService`.
@@ -352,6 +369,7 @@ def export_recommender(
         inputs,
         video_ids,
         candidates,
+        index=index,
         keep_watched=keep_watched,
     )
     with tempfile.TemporaryDirectory() as assets:
@@ -362,6 +380,14 @@ def export_recommender(
 
 def _transform_layer(transform: str) -> tf.Module:
     return tft.TFTransformOutput(transform).transform_features_layer()
+
+
+def _check_index(folder: str, search: TopK, videos: int) -> None:
+    if search.num_videos != videos:
+        raise ArtifactError(
+            f"{folder} is an index of {search.num_videos} videos, but the "
+            f"model has {videos}. Run `watchnext index` again."
+        )
 
 
 def _check_videos(path: str, expected: int) -> None:

@@ -107,9 +107,11 @@ class ModelStages:
     def export(self) -> Artifact:
         """Writes the SavedModels."""
         models = {"retrieval_model": self.retrieval_model()}
+        index = self.index()
         if self.has_ranking:
             models["ranking_model"] = self.ranking_model()
         inputs = {name: m.fingerprint() for name, m in models.items()} | {
+            "index": index.fingerprint(),
             "transform": self.data.transform().fingerprint(),
             "videos": self.data.events.fingerprint("videos-"),
         }
@@ -133,6 +135,7 @@ class ModelStages:
                 writer.file(serving.RETRIEVAL),
                 1,
                 top_k=config.candidates,
+                index=index.path,
             )
             if not self.has_ranking:
                 return
@@ -152,6 +155,7 @@ class ModelStages:
                 1,
                 candidates=config.candidates,
                 top_k=config.top_k,
+                index=index.path,
             )
 
         sections = {"serving": self.run.config.serving}

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from beam_jobs import transform
+from models.index import build_index
 from models.keras_setup import tf
 from models.lagged_table import COLUMNS
 from models.serving import (
@@ -21,6 +22,8 @@ from models.serving import (
     RecommenderService,
     RetrievalService,
 )
+from models.top_k import with_bias
+from schemas.config import IndexConfig
 from schemas.errors import ArtifactError
 
 
@@ -358,6 +361,40 @@ def test_watched_videos_are_kept_on_request(world, raw, retrieval_raw):
     request = {n: tf.constant(v) for n, v in retrieval_raw.items()}
     for row in service.recommend(request)["video_ids"].numpy():
         assert sorted(row) == sorted(world.videos)
+
+
+def index_of(model, folder, videos=None):
+    """A partition of few rows a piece, all of which are searched."""
+    embeddings, biases = (part.numpy()[:videos] for part in model.candidates())
+    rng = np.random.default_rng(0)
+    config = IndexConfig(
+        neighbors=len(biases), exact_below=1, partition_from=1, rows_per_piece=4
+    )
+    folder.mkdir()
+    build_index(
+        with_bias(embeddings, biases),
+        rng.normal(size=(20, embeddings.shape[1])),
+        config,
+        str(folder),
+    )
+    return str(folder)
+
+
+def test_the_index_s_own_search_is_served(world, raw, retrieval_raw, tmp_path):
+    parts = world.retrieval, world.transform, world.inputs, world.video_ids
+    exact = RetrievalService(*parts, world.top_k)
+    index = index_of(world.retrieval, tmp_path / "index")
+    served = RetrievalService(*parts, world.top_k, index=index)
+    request = {n: tf.constant(v) for n, v in retrieval_raw.items()}
+    expected, found = (s.recommend(request) for s in (exact, served))
+    np.testing.assert_array_equal(found["video_ids"], expected["video_ids"])
+    np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5)
+    # A table of pieces, [P, W, D + 1], is what it searches.
+    assert any(v.shape.rank == 3 for v in served._variables)
+    assert all(v.shape.rank < 3 for v in exact._variables)
+    smaller = index_of(world.retrieval, tmp_path / "smaller", videos=-3)
+    with pytest.raises(ArtifactError, match="an index of 14 videos"):
+        RetrievalService(*parts, world.top_k, index=smaller)
 
 
 def test_refuses_parts_of_different_runs(world, tmp_path):
