@@ -26,7 +26,7 @@ SECTIONS = ("bags", "best", "counts")
 CONFIGS = {"bags": "movielens-1m", "best": "movielens-1m-best"}
 # N, the labels a user may contribute -> epochs. All of them is `bags` itself;
 # fewer get more epochs, though not as many steps: they overfit before.
-COUNTS = {20: 36, 50: 18, 200: 12}
+COUNTS = {20: 60, 50: 36, 200: 28}
 DATA = Path(tempfile.gettempdir(), "watchnext-benchmarks", "movielens")
 
 

@@ -1,9 +1,9 @@
 """The parts a corpus is searched in: leaves cut into pieces of one size.
 
 In: vectors [V, D], turned to their principal axes, and the leaf of each row,
-as ScaNN learned them. Out: P
-pieces of at most W rows each, no matter how uneven the leaves are. A search
-reads whole pieces, so every query costs the same, and static shapes do.
+as ScaNN learned them. Out: P pieces of at most W rows each, no matter how
+uneven the leaves are. A search reads whole pieces, so every query costs the
+same, and static shapes do.
 """
 
 import dataclasses
