@@ -13,15 +13,10 @@ import numpy as np
 
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.query_times import query_times
-from models.index import (
-    ExactTopK,
-    build_index,
-    load_scann,
-    load_stock,
-)
+from models.index import build_index, load_scann, load_stock
 from models.index_sweep import ExactAnswer
 from models.keras_setup import tf
-from models.top_k import with_one
+from models.top_k import ExactTopK, with_one
 from schemas.config import IndexConfig
 
 K = 100

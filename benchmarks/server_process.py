@@ -69,7 +69,7 @@ class ServerProcess:
             self.stop()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
+        assert self._process.stdout is not None  # A pipe was asked for.
         for line in self._process.stdout:
             self.said.append(line.rstrip())
             if line.startswith("gRPC:"):

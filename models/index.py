@@ -33,22 +33,9 @@ from models.scann_top_k import (
     build_searcher,
     learned_leaves,
 )
-from models.top_k import ExactTopK, TopK, with_bias, with_one
+from models.top_k import ExactTopK, with_one
 from schemas.config import IndexConfig
 from schemas.errors import ArtifactError
-
-__all__ = [
-    "ExactTopK",
-    "IndexRecall",
-    "PartitionedTopK",
-    "ScannTopK",
-    "TopK",
-    "build_index",
-    "load_scann",
-    "load_stock",
-    "refuse_below_gate",
-    "with_bias",
-]
 
 CANDIDATES_FILE = "candidates.npy"
 AXES_FILE = "axes.npy"
@@ -171,6 +158,9 @@ def load_stock(folder: str, k: int) -> ExactTopK | PartitionedTopK:
         if stock := description.get("stock"):
             partition = _load_partition(os.path.join(local, _PARTITION))
             axes = np.load(os.path.join(local, AXES_FILE))
+            # Chosen for `index.neighbors`; more need more room.
+            room = partition.pieces_with_room(k)
+            stock["searched"] = max(stock["searched"], room)
             index = PartitionedTopK(k, partition, axes, **stock)
     index.index(vectors[:, :-1], biases=vectors[:, -1])
     return index

@@ -177,9 +177,8 @@ def sweep_pieces(
         partition.needed_pieces(exact.queries, exact.rows), axis=None
     )
     place = int(np.ceil(config.stock_recall * needed.size)) - 1
-    # Half full at least, on the mean: room for k and as many watched ones.
-    room = -(-4 * exact.rows.shape[1] // width)
-    chosen = min(pieces, max(int(needed[max(place, 0)]), room))
+    room = partition.pieces_with_room(exact.rows.shape[1])
+    chosen = max(int(needed[max(place, 0)]), room)
     numbers = {2**n for n in range(pieces.bit_length())} | {chosen, pieces}
     return chosen, [
         PiecesPoint(

@@ -49,6 +49,14 @@ class Partition:
         piece[self.members[pieces, places]] = pieces
         return piece
 
+    def pieces_with_room(self, k: int) -> int:
+        """How many pieces surely hold k rows and as many that were watched.
+
+        They are half full at least, on the mean.
+        """
+        pieces, width = self.members.shape
+        return int(min(pieces, -(-4 * k // width)))
+
     def promise(self, queries: np.ndarray) -> np.ndarray:
         """What the best row of each piece is expected to score, [B, P].
 

@@ -64,7 +64,8 @@ class ModelStages:
         examples = self.data.retrieval_examples()
 
         def write(writer: ArtifactWriter) -> None:
-            from models.index import build_index, refuse_below_gate, with_bias
+            from models.index import build_index, refuse_below_gate
+            from models.top_k import with_bias
 
             loaded = RetrievalModel.load(model.path)
             cases = (

@@ -9,17 +9,16 @@ import pytest
 from benchmarks.processes import run_module
 from models.index import (
     DESCRIPTION_FILE,
-    ExactTopK,
     IndexRecall,
-    PartitionedTopK,
     build_index,
     load_scann,
     load_stock,
     refuse_below_gate,
-    with_bias,
 )
 from models.index_sweep import ExactAnswer
+from models.partitioned_top_k import PartitionedTopK
 from models.scann_top_k import blocks
+from models.top_k import ExactTopK, with_bias
 from schemas.config import IndexConfig
 from schemas.errors import ArtifactError
 from tests.models.test_top_k import corpus, numpy_top_k
@@ -102,6 +101,17 @@ def test_the_cheapest_setting_that_reaches_the_target_is_chosen(tmp_path):
         assert curve[max(curve)] == 1.0
         costs.append((cheapest["bytes_per_query"], searched))
     assert costs[0] < costs[1]
+
+
+def test_more_are_returned_than_the_settings_were_chosen_for(tmp_path):
+    # At this target, few of the pieces of 16 rows are read for a top 20.
+    embeddings, biases, queries, _ = built(tmp_path / "i", stock_recall=0.5)
+    said = json.loads((tmp_path / "i" / DESCRIPTION_FILE).read_text())
+    assert said["stock"]["searched"] * 16 < 500
+    ids, scores = load_stock(str(tmp_path / "i"), 500).search(queries, 500)
+    assert all(len({*row}) == 500 for row in ids) and ids.min() >= 1
+    own = np.einsum("qd,qkd->qk", queries, embeddings[ids - 1])
+    np.testing.assert_allclose(scores, own + biases[ids - 1], atol=1e-3)
 
 
 @pytest.mark.parametrize(

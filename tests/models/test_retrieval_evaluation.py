@@ -5,7 +5,6 @@ import pytest
 
 from models import retrieval_evaluation
 from models.baselines import Popularity
-from models.index import ScannTopK
 from models.keras_setup import tf
 from models.retrieval_evaluation import (
     ExactRanker,
@@ -13,6 +12,7 @@ from models.retrieval_evaluation import (
     ModelScorer,
     evaluate,
 )
+from models.scann_top_k import ScannTopK
 
 
 class LinearModel:
