@@ -198,9 +198,9 @@ def test_refuses_bad_corpora_and_folders(tmp_path):
 
 @pytest.mark.slow
 def test_a_build_takes_two_and_a_half_times_the_embeddings(tmp_path):
-    # 83 MB of vectors: more than what imports and threads add by chance.
+    # 260 MB of vectors; what ScaNN takes whatever their number is 0.6 of it.
     for step in (
-        ["embeddings_like_trained", tmp_path, 320_000, 64, 40],
+        ["embeddings_like_trained", tmp_path, 1_000_000, 64, 40],
         ["index_job", "build", tmp_path],
     ):
         found = run_module(*step)
