@@ -255,11 +255,13 @@ def index(
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Build the ScaNN index and measure its recall."""
-    run = _run(config, workdir, overrides).building("index")
+    """Build the ScaNN index, measure its recall; list other candidates."""
+    run = _run(config, workdir, overrides).building("index", "candidate_lists")
     from pipeline.model_stages import ModelStages
 
-    ModelStages(run).index()
+    stages = ModelStages(run)
+    stages.index()
+    stages.candidate_lists()
 
 
 @app.command(epilog=_epilog("export"))

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
 from models.warm_start import check_layers, keep_terms
+from pipeline import generator_lists
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
@@ -93,6 +94,37 @@ class ModelStages:
         }
         return self.run.stage("index", {"index": config}, inputs, write)
 
+    def candidate_lists(self) -> Artifact | None:
+        """Builds the lists of the generators that look candidates up.
+
+        Returns:
+          None where none is configured, or nothing would rank candidates of
+          several generators, whose scores do not compare.
+        """
+        config = self.run.config.serving
+        wanted = generator_lists.wanted(self.data)
+        if config.generators and not self.has_ranking:
+            say(
+                "serving.generators is left out: without impressions there is "
+                "no ranking model, and their scores do not compare."
+            )
+        if not wanted or not self.has_ranking:
+            return None
+        names = ",".join(
+            f"{g.name}:{g.candidates}:{g.recent_days}" for g in wanted
+        )
+        sections: Sections = {
+            "generators": names,
+            "retrieval_examples": self.run.config.retrieval_examples,
+            "ranking_examples": self.run.config.ranking_examples,
+        }
+        return self.run.stage(
+            "candidate_lists",
+            sections,
+            generator_lists.inputs(self.data),
+            functools.partial(generator_lists.write, self.data),
+        )
+
     # Ranking --------------------------------------------------------------
 
     @property
@@ -108,7 +140,7 @@ class ModelStages:
     def export(self) -> Artifact:
         """Writes the SavedModels."""
         models = {"retrieval_model": self.retrieval_model()}
-        index = self.index()
+        index, lists = self.index(), self.candidate_lists()
         if self.has_ranking:
             models["ranking_model"] = self.ranking_model()
         inputs = {name: m.fingerprint() for name, m in models.items()} | {
@@ -120,9 +152,11 @@ class ModelStages:
             # The ranking SavedModel carries their newest values.
             examples = self.data.ranking_examples()
             inputs["statistics"] = examples.fingerprint(_STATISTICS)
+        if lists is not None:
+            inputs["candidate_lists"] = lists.fingerprint()
 
         def write(writer: ArtifactWriter) -> None:
-            from models import serving
+            from models import recommender, serving
 
             config = self.run.config.serving
             retrieval = RetrievalModel.load(models["retrieval_model"].path)
@@ -145,17 +179,16 @@ class ModelStages:
             serving.export_ranking(
                 ranking, graph, inputs, lagged, writer.file(serving.RANKING), 1
             )
-            serving.export_recommender(
+            recommender.export_recommender(
                 retrieval,
                 ranking,
                 graph,
                 inputs,
-                video_ids,
+                generator_lists.catalogue(self.data, lists),
                 lagged,
                 writer.file(serving.RECOMMENDER),
                 1,
-                candidates=config.candidates,
-                top_k=config.top_k,
+                config,
                 index=index.path,
             )
 
