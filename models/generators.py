@@ -12,7 +12,7 @@ import numpy as np
 from models.candidate_lists import CandidateLists
 from models.keras_setup import tf
 
-TOWER = "tower"
+TOWER = "query_tower"
 
 # Ids int32 and scores float32, both [B, L].
 Offer = tuple[tf.Tensor, tf.Tensor]

@@ -55,7 +55,7 @@ def recommender(tmp_path_factory):
         rows = tf.size(raw["request_time_us"])
         of_a_row = {
             "video_ids": ["c", "d", "a", ""],
-            "candidate_sources": ["tower", "co_watch", "tower", ""],
+            "candidate_sources": ["query_tower", "co_watch", "query_tower", ""],
             "retrieval_scores": [1.0, 0.5, 2.0, -np.inf],
             "expected_watch_time_s": [420.0, 300.0, 300.0, 0.0],
             "clicked": [0.25, 0.25, 0.25, 0.0],
@@ -99,7 +99,7 @@ def test_candidates_are_described(recommender):
     assert [r.video_id for r in rows] == ["c", "d", "a"]
     assert [r.score for r in rows] == [7, 5, 5]
     assert [r.expected_watch_time_s for r in rows] == [420, 300, 300]
-    assert [r.source for r in rows] == ["tower", "co_watch", "tower"]
+    assert [r.source for r in rows] == ["query_tower", "co_watch", "query_tower"]
     assert [r.retrieval_rank for r in rows] == [2, 1, 1]
     assert [r.retrieval_score for r in rows] == [1, 0.5, 2]
     assert [r.title for r in rows] == ["Gamma", "Delta", "Alpha"]
@@ -140,7 +140,7 @@ def test_rows_are_printed(recommender, capsys):
     out = capsys.readouterr().out
     for shown in ("For a user", "Gamma", "420.0 s", "0.250", "topic z"):
         assert shown in out
-    assert "tower #2   1.00" in out and "co_watch #1   0.50" in out
+    assert "query_tower #2   1.00" in out and "co_watch #1   0.50" in out
     assert "Alpha" not in out
     print_table("For a user", [])
     assert "For a user: nothing" in capsys.readouterr().out

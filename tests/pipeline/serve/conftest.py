@@ -33,7 +33,7 @@ beam: {num_shards: 1}
 retrieval_examples: {history_length: 6, search_tokens: 12}
 """
 FOUND = [f"v{n:06d}" for n in (40, 7, 33, 12, 25)]
-SOURCES = ["co_watch"] * 2 + ["tower"] * 3
+SOURCES = ["co_watch"] * 2 + ["query_tower"] * 3
 
 
 class Retrieval(tf.Module):
