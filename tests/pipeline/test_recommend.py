@@ -99,7 +99,11 @@ def test_candidates_are_described(recommender):
     assert [r.video_id for r in rows] == ["c", "d", "a"]
     assert [r.score for r in rows] == [7, 5, 5]
     assert [r.expected_watch_time_s for r in rows] == [420, 300, 300]
-    assert [r.source for r in rows] == ["query_tower", "co_watch", "query_tower"]
+    assert [r.source for r in rows] == [
+        "query_tower",
+        "co_watch",
+        "query_tower",
+    ]
     assert [r.retrieval_rank for r in rows] == [2, 1, 1]
     assert [r.retrieval_score for r in rows] == [1, 0.5, 2]
     assert [r.title for r in rows] == ["Gamma", "Delta", "Alpha"]
