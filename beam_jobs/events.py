@@ -97,6 +97,32 @@ def count_rows(files: Sequence[str]) -> int:
         return sum(pool.map(rows, files))
 
 
+def last_event_us(files: Sequence[str]) -> int:
+    """The largest `event_time_us` of files, by their footers; 0 without rows.
+
+    Raises:
+      InputError: a file without statistics of that column.
+    """
+
+    def last(path: str) -> int:
+        with _open(path) as file:
+            column = file.schema_arrow.get_field_index("event_time_us")
+            groups = [
+                file.metadata.row_group(i).column(column).statistics
+                for i in range(file.metadata.num_row_groups)
+                if file.metadata.row_group(i).num_rows
+            ]
+        if any(found is None or not found.has_min_max for found in groups):
+            raise InputError(
+                f"{path} has no statistics of event_time_us. Write it with "
+                "them, or say --as-of."
+            )
+        return max((int(found.max) for found in groups), default=0)
+
+    with futures.ThreadPoolExecutor(32) as pool:
+        return max(pool.map(last, files), default=0)
+
+
 def _open(path: str) -> pq.ParquetFile:
     try:
         # `auto` would gunzip by the file's name; Parquet compresses inside.

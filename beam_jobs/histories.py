@@ -154,9 +154,7 @@ class RawRequests:
         """A source column, its last row the absent value (index -1)."""
         if raw.name == "request_time_us":
             return np.zeros(1, np.int64)
-        table, prefix = _HISTORIES.get(raw.axis, ("users", "user_"))
-        values = self._shard.arrow(table, raw.name.removeprefix(prefix))
-        return with_absent(values, raw)
+        return with_absent(self._shard.arrow(*_source(raw)), raw)
 
 
 def raw_request(
@@ -260,6 +258,22 @@ def request_times(
     return number[group], times[head][group]
 
 
+def columns_read(inputs: Sequence[RawInput]) -> dict[str, list[str]]:
+    """Table -> columns from which `RawRequests` fills these inputs."""
+    columns: dict[str, list[str]] = {}
+    for raw in inputs:
+        if _is_filled(raw) and raw.name != "request_time_us":
+            table, column = _source(raw)
+            columns.setdefault(table, []).append(column)
+    return columns
+
+
+def _source(raw: RawInput) -> tuple[str, str]:
+    """The table and column that fill an input."""
+    table, prefix = _HISTORIES.get(raw.axis, ("users", "user_"))
+    return table, raw.name.removeprefix(prefix)
+
+
 def _is_filled(raw: RawInput) -> bool:
     if raw.axis in _HISTORIES:
         return True
@@ -303,6 +317,7 @@ def _padded_lists(values: pa.Array, inner: int) -> np.ndarray:
 __all__ = [
     "RawRequests",
     "TimeIndex",
+    "columns_read",
     "raw_request",
     "recent_indices",
     "request_times",

@@ -13,12 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
+_TEMPORARY = "tmp-"
+
 
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[str]:
     """Yields a temporary path; renamed to `path` if the block succeeds."""
     folder, name = FileSystems.split(path)
-    temporary = FileSystems.join(folder, f"tmp-{uuid.uuid4().hex}-{name}")
+    temporary = FileSystems.join(
+        folder, f"{_TEMPORARY}{uuid.uuid4().hex}-{name}"
+    )
     try:
         yield temporary
         FileSystems.rename([temporary], [path])
@@ -26,6 +30,14 @@ def whole_file(path: str) -> Iterator[str]:
         with contextlib.suppress(Exception):
             FileSystems.delete([temporary])
         raise
+
+
+def remove_temporary(folder: str) -> None:
+    """Deletes what killed writers left; nobody may be writing."""
+    pattern = FileSystems.join(folder, f"{_TEMPORARY}*")
+    found = FileSystems.match([pattern])[0].metadata_list
+    if found:
+        FileSystems.delete([m.path for m in found])
 
 
 def make_folder(path: str) -> None:

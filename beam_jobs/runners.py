@@ -44,6 +44,8 @@ _TELLERS = (
     "FlinkJarJobServer",
 )
 _READER_THREAD = "read_grpc_client_inputs"
+# RunInference says so wherever the packages of its model manager are missing.
+_UNTRUE = "Resource module is not available"
 
 
 def pipeline_options(flags: Sequence[str] = ()) -> PipelineOptions:
@@ -150,7 +152,8 @@ def _without_traces_of_own_errors() -> Iterator[None]:
 
     def keep(record: logging.LogRecord) -> bool:
         own = isinstance(record.msg, errors.WatchnextError)
-        return not own and not _OWN_ERROR.search(record.getMessage())
+        text = record.getMessage()
+        return not (own or _OWN_ERROR.search(text) or _UNTRUE in text)
 
     loggers = [logging.getLogger(name) for name in _TELLERS]
     for logger in loggers:

@@ -102,9 +102,11 @@ class GroupByUserShard(beam.PTransform):
         ones; the others are counted as `<table>_over_user_cap`. By part, so
         that held-out events never displace training events.
       columns: table -> columns to carry, default all of the schema's.
+      only: the shards that are wanted, default all.
 
     Returns:
-      PCollection of `UserShard`, each number exactly once, empty ones too.
+      PCollection of `UserShard`, each wanted number exactly once, empty ones
+      too.
 
     Raises:
       InputError: an unreadable file, or a shard too large for memory.
@@ -117,6 +119,7 @@ class GroupByUserShard(beam.PTransform):
         num_shards: int,
         max_events_per_user: int,
         columns: Mapping[str, Sequence[str]] | None = None,
+        only: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if num_shards < 1 or max_events_per_user < 1:
@@ -134,6 +137,7 @@ class GroupByUserShard(beam.PTransform):
         self._sources = {t: dict(parts) for t, parts in sources.items()}
         self._num_shards = num_shards
         self._cap = max_events_per_user
+        self._only = None if only is None else frozenset(only)
         self._schemas = {
             table: _selected(schema.arrow(table), (columns or {}).get(table))
             for table in self._sources
@@ -145,11 +149,13 @@ class GroupByUserShard(beam.PTransform):
         return self._shuffle(pipeline)
 
     def _read_shards(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        numbers = [n for n in range(self._num_shards) if self._is_wanted(n)]
         if progress.is_watched():
-            num_rows = count_rows(_files(self._sources))
+            files = _files(self._sources)
+            wanted = [f for f in files if bucket_of(f)[0] in numbers]
+            num_rows = count_rows(wanted)
             progress.expect("read", num_rows)
             progress.expect("work", num_rows)
-        numbers = range(self._num_shards)
         return (
             pipeline
             | "ShardNumbers" >> beam.Create(numbers, reshuffle=False)
@@ -177,7 +183,7 @@ class GroupByUserShard(beam.PTransform):
         progress.expect("work", num_rows)
         width = shards_per_task(self._num_shards, num_rows)
         keys = dict.fromkeys(self._sources, "user_id")
-        return (
+        shards = (
             batches
             | "Shuffle" >> GroupByShard(keys, self._num_shards, width)
             | "Sort"
@@ -189,6 +195,14 @@ class GroupByUserShard(beam.PTransform):
                 cap=self._cap,
             )
         )
+        if self._only is None:
+            return shards
+        return shards | "Only" >> beam.Filter(
+            lambda shard: self._is_wanted(shard.shard)
+        )
+
+    def _is_wanted(self, number: int) -> bool:
+        return self._only is None or number in self._only
 
 
 def num_shards_of(sources: Sources, wanted: int | None) -> int:

@@ -4,7 +4,6 @@ Every command is a thin shell round a function of `pipeline/stages.py`; heavy
 imports happen inside the commands, so that `--help` answers at once.
 """
 
-import enum
 import logging
 import os
 import sys
@@ -14,6 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
+from pipeline.cli_options import (
+    AsOfOption,
+    ConfigOption,
+    InputOption,
+    LastDaysOption,
+    Model,
+    SetOption,
+    StartTimeoutOption,
+    Strategy,
+    StrategyOption,
+    TpuOption,
+    WorkdirOption,
+    WorkersOption,
+)
 from schemas.errors import UsageError, WatchnextError
 
 if TYPE_CHECKING:
@@ -39,82 +52,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        help="A YAML file, or a shipped name: demo, "
-        "paper, movielens-1m, movielens-1m-best, kuairand.",
-    ),
-]
-WorkdirOption = Annotated[
-    str, typer.Option("--workdir", help="Folder of the stages' results.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="section.field=value; may be repeated."),
-]
-InputOption = Annotated[
-    str | None,
-    typer.Option(
-        "--input",
-        help="Folder of the outside logs, in place of the mapping's own root.",
-    ),
-]
-LastDaysOption = Annotated[
-    int | None,
-    typer.Option(
-        "--last-days",
-        min=1,
-        help="The last N training days alone, for a refresh; the same N for "
-        "`prepare` and `train retrieval`. See docs/incremental-days.md.",
-    ),
-]
-WorkersOption = Annotated[
-    int,
-    typer.Option(
-        "--num-workers",
-        min=1,
-        help="Local worker processes; on a cluster leave it and set TF_CONFIG.",
-    ),
-]
-
-
-class Model(enum.StrEnum):
-    """What can be trained."""
-
-    retrieval = "retrieval"
-    ranking = "ranking"
-
-
-class Strategy(enum.StrEnum):
-    """How training is distributed."""
-
-    auto = "auto"
-    one_device = "one_device"
-    mirrored = "mirrored"
-    multi_worker = "multi_worker"
-    tpu = "tpu"
-
-
-StrategyOption = Annotated[
-    Strategy,
-    typer.Option(
-        "--strategy",
-        help="auto: TF_CONFIG's workers, else all GPUs, else the CPU.",
-    ),
-]
-TpuOption = Annotated[
-    str | None, typer.Option("--tpu", help="TPU name or address.")
-]
-StartTimeoutOption = Annotated[
-    float,
-    typer.Option(
-        "--start-timeout-s",
-        min=1,
-        help="How long to wait for the other workers of TF_CONFIG.",
-    ),
-]
 
 
 def _run(
@@ -324,18 +261,50 @@ def demo(
     play(prepared)
 
 
-@app.command()
+@app.command(
+    context_settings=_BEAM, epilog=_epilog("recommend --all-users", True)
+)
 def recommend(
+    context: typer.Context,
     workdir: WorkdirOption,
-    user: Annotated[str, typer.Option("--user", help="A user_id.")],
+    user: Annotated[
+        str | None, typer.Option("--user", help="Print this user_id's list.")
+    ] = None,
+    all_users: Annotated[
+        bool,
+        typer.Option(
+            "--all-users",
+            help="Write every user's list to Parquet, by a Beam job that goes "
+            "on where a killed one ended. See docs/batch.md.",
+        ),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            help="Folder for the Parquet files of --all-users, in place of "
+            "the work directory.",
+        ),
+    ] = None,
+    as_of: AsOfOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Print a user's ranked list from the exported SavedModels."""
-    prepared = _run(config, workdir, overrides)
+    """Recommend by the exported SavedModels, to one user or to all."""
+    if (user is None) != all_users:
+        raise UsageError("Give --user ID or --all-users, one of the two.")
+    if user is not None and (output or context.args):
+        unknown = "--output" if output else context.args[0]
+        raise UsageError(f"{unknown} is for --all-users; --user only prints.")
+    prepared = _run(config, workdir, overrides, context)
+    from pipeline.all_users import parse_moment, recommend_to_all
     from pipeline.line import recommend as list_for
 
-    list_for(prepared, user)
+    as_of_us = None if as_of is None else parse_moment(as_of)
+    if user is None:
+        recommend_to_all(prepared, output, as_of_us)
+    else:
+        list_for(prepared, user, as_of_us)
 
 
 @app.command()

@@ -43,15 +43,20 @@ def demo(run: Run) -> None:
         _print_list(stages, user, DEMO_ROWS)
 
 
-def recommend(run: Run, user: str) -> None:
+def recommend(run: Run, user: str, as_of_us: int | None = None) -> None:
     """Prints the ranked list of one user of the log."""
-    _print_list(ModelStages(run), user, run.config.serving.top_k)
+    top_k = run.config.serving.top_k
+    _print_list(ModelStages(run), user, top_k, as_of_us)
 
 
-def _print_list(stages: ModelStages, user: str, top_k: int) -> None:
+def _print_list(
+    stages: ModelStages, user: str, top_k: int, as_of_us: int | None = None
+) -> None:
     data = stages.data
     files = {t: data.events.files(f"{t}-") for t in data.schema.columns}
-    request = request_of_user(user, files, data.schema, stages.raw_inputs)
+    request = request_of_user(
+        user, files, data.schema, stages.raw_inputs, as_of_us
+    )
     models = publish(stages.export(), stages.run.workdir)
     videos = read_tables(files["videos"], data.schema.arrow("videos"))
     rows = ranked(

@@ -8,22 +8,24 @@ server would.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.events import read_row_group, row_groups
-from beam_jobs.histories import raw_request
+from beam_jobs.recommendation_model import SavedModel
+from beam_jobs.user_requests import (
+    UserRequests,
+    end_of_log_us,
+    request_columns,
+)
 from beam_jobs.user_shards import build_shard, split_batch
 from models.generators import TOWER
-from models.keras_setup import tf
 from models.recommender import EVERY_CANDIDATE
-from models.saved_models import SERVING_DEFAULT
 from pipeline import console
-from schemas.errors import ArtifactError, InputError
-from schemas.events import TIMED_TABLES, EventSchema
+from schemas.errors import InputError
+from schemas.events import EventSchema
 from schemas.requests import RawInput
 
 _SUGGESTED = 5
@@ -84,7 +86,8 @@ def recommend(
     Raises:
       ArtifactError: the model wants what the request does not have.
     """
-    return described(_call(folder, request), request, videos)[:top_k]
+    answer = SavedModel(folder, EVERY_CANDIDATE)(request)
+    return described(answer, request, videos)[:top_k]
 
 
 def described(
@@ -131,17 +134,16 @@ def request_of_user(
     files: Mapping[str, Sequence[str]],
     schema: EventSchema,
     inputs: Sequence[RawInput],
+    as_of_us: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Builds the request that a user would make right after the log's end.
-
-    The surface is that of the user's last impression; what a log cannot tell
-    of a future request (the video being watched, candidates) is absent.
+    """Builds the request that a user would make; see `UserRequests`.
 
     Args:
       user_id: of the log.
       files: event table -> Parquet files, of all parts of the split.
       schema: what the log has.
       inputs: of the request.
+      as_of_us: when; default is right after the log's end.
 
     Returns:
       name -> [1, ...] for every input.
@@ -149,17 +151,17 @@ def request_of_user(
     Raises:
       InputError: the log does not have the user; names some it has.
     """
-    tables = {t: schema.arrow(t) for t in files if t != "videos"}
+    tables = {
+        table: pa.schema([f for f in schema.arrow(table) if f.name in columns])
+        for table, columns in request_columns(schema, inputs).items()
+    }
     own: dict[str, pa.Table] = {}
-    end_us, others = 0, set[str]()
+    others = set[str]()
     for table, columns in tables.items():
         pieces = [columns.empty_table()]
         for rows in _row_groups(files[table], columns):
             ids = rows.column("user_id")
             pieces.append(rows.filter(pc.equal(ids, user_id)))
-            if table in TIMED_TABLES:
-                last = pc.max(rows.column("event_time_us")).as_py()
-                end_us = max(end_us, last)
             if len(others) < _SUGGESTED:
                 others |= set(pc.unique(ids).to_pylist()[:_SUGGESTED])
         own[table] = pa.concat_tables(pieces)
@@ -177,17 +179,8 @@ def request_of_user(
     ]
     most = max(rows.num_rows for rows in own.values())
     shard = build_shard((0, pieces_of_shard), schemas=tables, cap=most)
-    # Strictly before the request: the log's last event is part of it.
-    time_us = np.array([end_us + 1], np.int64)
-    filled = raw_request(shard, np.zeros(1, np.int64), time_us, inputs)
-    request = {
-        i.name: np.full((1, *i.shape), i.absent, i.numpy_dtype) for i in inputs
-    } | filled
-    impressions = own.get("impressions")
-    if "surface" in request and impressions is not None and len(impressions):
-        newest = impressions.sort_by([("event_time_us", "descending")])
-        request["surface"][0] = newest["surface"][0].as_py().encode()
-    return request
+    time_us = end_of_log_us(files) if as_of_us is None else as_of_us
+    return UserRequests(shard, inputs, time_us)(np.zeros(1, np.int64))
 
 
 def print_table(title: str, rows: Sequence[Recommendation]) -> None:
@@ -276,27 +269,6 @@ class _Videos:
 
     def _topics_of(self, video_id: str) -> Sequence[str]:
         return self._rows.get(video_id, {}).get("topics") or ()
-
-
-def _call(
-    folder: str, request: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Answers a request by a SavedModel; all candidates, where it tells."""
-    signatures: Any = tf.saved_model.load(folder).signatures
-    name = EVERY_CANDIDATE if EVERY_CANDIDATE in signatures else SERVING_DEFAULT
-    signature = signatures[name]
-    specs = signature.structured_input_signature[1]
-    missing = sorted(set(specs) - set(request))
-    if missing:
-        raise ArtifactError(
-            f"The SavedModel {folder} wants {', '.join(missing)}, which the "
-            "request does not have: it was exported for another log or "
-            "configuration. Run `watchnext export` again."
-        )
-    answer = signature(
-        **{n: tf.constant(request[n], spec.dtype) for n, spec in specs.items()}
-    )
-    return {name: values.numpy() for name, values in answer.items()}
 
 
 def _row_groups(paths: Sequence[str], columns: pa.Schema) -> Iterator[pa.Table]:

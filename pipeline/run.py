@@ -61,10 +61,11 @@ COMMANDS = {
     "ranking_model": "train ranking",
     "export": "export",
     "evaluation": "evaluate",
+    "recommendations": "recommend --all-users",
 }
 PREPARED = tuple(s for s, made_by in COMMANDS.items() if made_by == "prepare")
 DAILY = ("daily_examples", "window_examples", "window_ranking_examples")
-LEARNT = tuple(COMMANDS)[tuple(COMMANDS).index("retrieval_model") :]
+LEARNT = tuple(COMMANDS)[tuple(COMMANDS).index("retrieval_model") : -1]
 
 
 Sections = Mapping[str, BaseModel | str | None]
@@ -137,6 +138,7 @@ class Run:
         sections: Sections,
         inputs: Mapping[str, str],
         write: Callable[[ArtifactWriter], None],
+        resumable: bool = False,
     ) -> Artifact:
         """Returns the stage's version for these sections and inputs.
 
@@ -145,6 +147,8 @@ class Run:
           sections: what of the configuration the bytes follow from.
           inputs: fingerprint per input that is read.
           write: fills the version's folder, when it has to be built.
+          resumable: whether it goes on with the files that one which was
+            ended in the middle left there.
 
         Raises:
           UsageError: it is not there and this command does not make it.
@@ -161,7 +165,9 @@ class Run:
         started = time.monotonic()
         say(f"{name} ...")
         config = _plain(sections)
-        with self.store.write(name, config, self.config.seed, inputs) as writer:
+        with self.store.write(
+            name, config, self.config.seed, inputs, resumable
+        ) as writer:
             writer.run |= self._record()
             with progress_shown(name):
                 write(writer)

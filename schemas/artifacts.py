@@ -37,6 +37,8 @@ MARKER, MANIFEST, RUN, METRICS = (
     "run.json",
     "metrics.json",
 )
+# In a folder whose files a second run may go on with; has the version's key.
+UNFINISHED = "UNFINISHED"
 _CHUNK = 1 << 22
 _TFRECORD = ".tfrecord"
 
@@ -216,6 +218,14 @@ class ArtifactStore:
         versions[-1].verify()
         return versions[-1]
 
+    def unfinished(self, stage: str, key: str) -> str | None:
+        """The folder of a resumable version that was begun and not ended."""
+        pattern = join(self.workdir, stage, "*", UNFINISHED)
+        for found in FileSystems.match([pattern])[0].metadata_list:
+            if _read_text(found.path) == key:
+                return str(found.path).rpartition("/")[0]
+        return None
+
     @contextlib.contextmanager
     def write(
         self,
@@ -223,10 +233,12 @@ class ArtifactStore:
         config: Mapping[str, Any],
         seed: int,
         inputs: Mapping[str, str],
+        resumable: bool = False,
     ) -> Iterator[ArtifactWriter]:
         """Opens a new version; committed when the block ends without error.
 
-        Whatever fails inside leaves no version behind.
+        Whatever fails inside leaves no version behind. A resumable one leaves
+        its folder: the next writing of the same key finds the files in it.
 
         Raises:
           ArtifactError: no space left on the device.
@@ -235,14 +247,22 @@ class ArtifactStore:
         started = datetime.datetime.now(datetime.UTC)
         # Unique to the microsecond and random: two runs never share a folder.
         name = f"{started:%Y%m%dT%H%M%S%fZ}-{key[:8]}-{uuid.uuid4().hex[:4]}"
-        final = join(self.workdir, stage, name)
         remote = "://" in self.workdir
-        folder = final if remote else join(self.workdir, stage, f".{name}")
+        folder = self.unfinished(stage, key) if resumable else None
+        begun = folder is not None
+        if folder is None:
+            hidden = name if remote else f".{name}"
+            folder = join(self.workdir, stage, hidden)
+        final = folder if remote else join(self.workdir, stage, name)
         writer = ArtifactWriter(folder)
         try:
-            FileSystems.mkdirs(folder)
+            if not begun:
+                FileSystems.mkdirs(folder)
+            if resumable and not begun:
+                _write_text(join(folder, UNFINISHED), key)
             yield writer
             files = _describe_tree(folder)
+            files.pop(UNFINISHED, None)
             manifest = {
                 "schema_version": SCHEMA_VERSION,
                 "stage": stage,
@@ -264,14 +284,18 @@ class ArtifactStore:
             _write_text(join(folder, MARKER), key + "\n")
             if not remote:
                 FileSystems.rename([folder], [final])
+            if resumable:
+                FileSystems.delete([join(final, UNFINISHED)])
         except BaseException as error:
-            _discard(folder)
+            if not resumable:
+                _discard(folder)
             # A Beam worker's OSError reaches us as text only.
             if os.strerror(errno.ENOSPC) in str(error):
+                kept = "whole files were" if resumable else "nothing was"
                 raise ArtifactError(
                     f"No space left while writing {stage!r} below "
-                    f"{self.workdir}; nothing was kept. Free some space or "
-                    "choose another --workdir."
+                    f"{self.workdir}; {kept} kept. Free some space or "
+                    "choose another folder."
                 ) from error
             raise
 
@@ -316,9 +340,13 @@ def _write_text(path: str, text: str) -> None:
         stream.write(text.encode())
 
 
+def _read_text(path: str) -> str:
+    with FileSystems.open(path, compression_type="uncompressed") as stream:
+        return str(stream.read().decode())
+
+
 def _read_json(path: str) -> Any:
     try:
-        with FileSystems.open(path, compression_type="uncompressed") as stream:
-            return json.loads(stream.read().decode())
+        return json.loads(_read_text(path))
     except (ValueError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error

@@ -1,6 +1,7 @@
 """The jobs that Dataflow would be sent, without a network or credentials.
 
-`ingest` and `prepare` run by the command line with DataflowRunner's flags.
+`ingest` and `prepare` run by the command line with DataflowRunner's flags, the
+recommendations of all users by their job's own function.
 Each pipeline is built, validated and described by Beam's own DataflowRunner
 down to the job message of the service (v1beta3); where that would be
 submitted it is kept here, and the same pipeline runs in process, so that the
@@ -29,6 +30,7 @@ from unittest import mock
 
 import apache_beam as beam
 import pytest
+import tensorflow as tf
 import yaml
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
@@ -41,9 +43,15 @@ from apache_beam.runners.dataflow.internal.apiclient import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from google.cloud import dataflow
 
+from beam_jobs import recommendations
+from beam_jobs.runners import pipeline_options
+from pipeline.all_users import STAGE
 from pipeline.cli import main
-from pipeline.run import PREPARED, Run
-from schemas.artifacts import ArtifactStore
+from pipeline.config import load_config
+from pipeline.run import PREPARED, Run, saved_config
+from pipeline.stages import DataStages
+from schemas.artifacts import ArtifactStore, ArtifactWriter
+from schemas.requests import raw_inputs
 
 _CLIENT = DataflowApplicationClient
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -173,7 +181,44 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Described]:
         assert main([*ingest, *FLAGS, SENT]) == 0
         image = f"--sdk_container_image={IMAGE}"
         assert main(["prepare", *common, work, *FLAGS, image]) == 0
+        _recommend(work, str(folder / "model"), [*FLAGS, image])
     return service.jobs
+
+
+def _recommend(work: str, model: str, flags: list[str]) -> None:
+    """The job of all users, with a model that knows one video."""
+    module = tf.Module()
+    spec = tf.TensorSpec([None], tf.int64, "request_time_us")
+
+    def serve(request_time_us: tf.Tensor) -> dict[str, tf.Tensor]:
+        times = request_time_us[:, None]
+        seconds = tf.cast(times, tf.float32) / 1e6
+        return {"video_ids": tf.strings.as_string(times), "scores": seconds}
+
+    module.serve = tf.function(serve, input_signature=[spec])
+    tf.saved_model.save(module, model, {"serving_default": module.serve})
+    run = Run(load_config(saved_config(work), []), ArtifactStore(work))
+    data = DataStages(run)
+    config = run.config
+    inputs = raw_inputs(
+        data.schema, config.retrieval_examples, config.ranking_examples
+    )
+
+    def write(writer: ArtifactWriter) -> None:
+        done = recommendations.run(
+            files={t: data.events.files(f"{t}-") for t in data.schema.columns},
+            schema=data.schema,
+            inputs=[i for i in inputs if i.axis != "candidate"],
+            model=model,
+            time_us=1,
+            metadata={},
+            output=writer.path,
+            max_events_per_user=1000,
+            options=pipeline_options(flags),
+        )
+        assert done.counts["users"] == 100
+
+    run.building(STAGE).stage(STAGE, {}, {}, write, resumable=True)
 
 
 @contextlib.contextmanager
@@ -188,9 +233,9 @@ def _as_service(service: Service) -> Iterator[None]:
         run_pipeline(pipeline)
         return result
 
-    def stage(self: Run, name: str, *arguments: Any) -> Any:
+    def stage(self: Run, name: str, *arguments: Any, **named: Any) -> Any:
         service.stage = name
-        return run_stage(self, name, *arguments)
+        return run_stage(self, name, *arguments, **named)
 
     def stage_file(_: Any, *arguments: Any, **named: Any) -> None:
         service.stage_file(*arguments, **named)
@@ -244,7 +289,8 @@ def test_the_names_of_all_steps_are_those_pinned(
 
 
 def test_every_data_stage_is_described(jobs: list[Described]) -> None:
-    assert {job.name.split("/")[0] for job in jobs} == {"events", *PREPARED}
+    stages = {job.name.split("/")[0] for job in jobs}
+    assert stages == {"events", *PREPARED, STAGE}
     names = [job.message.name for job in jobs]
     assert len(set(names)) == len(names)
 

@@ -127,6 +127,7 @@ def test_a_work_directory_remembers_its_configuration(run: Run) -> None:
 
 def test_every_stage_is_made_by_one_command() -> None:
     daily = {*DAILY, "recent_examples"}
-    assert {"events", *PREPARED, *daily, *LEARNT} == set(COMMANDS)
+    others = {"events", "recommendations"}
+    assert {*others, *PREPARED, *daily, *LEARNT} == set(COMMANDS)
     assert LEARNT[0] == "retrieval_model"
     assert LEARNT[-1] == "evaluation"

@@ -129,3 +129,31 @@ def test_the_manifest_counts_the_records_of_tfrecord_files(store) -> None:
     paths = {found.file(name): n for name, n in expected.items()}
     assert list(found.records().items()) == list(paths.items())
     assert found.records("valid-") == {}
+
+
+def test_a_resumable_version_goes_on_where_it_was_ended(store) -> None:
+    def write(inputs, name: str, fails: bool = False) -> list[str]:
+        with store.write("lists", CONFIG, 1, inputs, resumable=True) as writer:
+            before = sorted(p.name for p in Path(writer.path).iterdir())
+            Path(writer.file(name)).write_text(name)
+            if fails:
+                raise KeyboardInterrupt
+        return before
+
+    for name in ("a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            write(INPUTS, name, fails=True)
+    key = stage_key("lists", CONFIG, 1, INPUTS)
+    assert store.find("lists", key) is None
+    left = store.unfinished("lists", key)
+    assert left is not None
+    # Of other inputs: a folder of its own.
+    assert write({"events": "other"}, "c") == ["UNFINISHED"]
+    assert write(INPUTS, "d") == ["UNFINISHED", "a", "b"]
+    found = store.find("lists", key)
+    assert found.names() == ["a", "b", "d"]
+    assert not Path(found.path, "UNFINISHED").exists()
+    assert not Path(left).exists()
+    assert store.unfinished("lists", key) is None
+    # The next one begins anew.
+    assert write(INPUTS, "e") == ["UNFINISHED"]
