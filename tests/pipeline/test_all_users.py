@@ -117,6 +117,7 @@ def _assert_same_list(row: dict[str, list], ranked: list[Recommendation]):
         for name in ("expected_watch_time_s", "clicked"):
             expected = [r.predictions[name] for r in ranked]
             np.testing.assert_allclose(row[name], expected, rtol=1e-4)
+        assert row["candidate_sources"] == [r.source for r in ranked]
         expected = [r.retrieval_score for r in ranked]
         np.testing.assert_allclose(
             row["retrieval_scores"], expected, rtol=1e-3, atol=1e-4
