@@ -139,11 +139,13 @@ class Artifact:
         return digest([[n, files[n]["sha256"]] for n in names])
 
     def verify(self) -> None:
-        """Reads every file and compares size and sha256.
+        """Reads every file and compares size and sha256; checks the key.
 
         Raises:
-          ArtifactError: naming the file and both sides.
+          ArtifactError: naming the file and both sides; or that manifest and
+            marker are of different versions.
         """
+        self._check_key()
         for name, expected in self.manifest["files"].items():
             path = join(self.path, *name.split("/"))
             if not FileSystems.exists(path):
@@ -158,6 +160,24 @@ class Artifact:
                     f"{found['sha256'][:12]}. Delete the folder "
                     f"{self.path} and run the stage again."
                 )
+
+    def _check_key(self) -> None:
+        """Manifest and marker must have the key of what the manifest says."""
+        said = self.manifest
+        follows = digest(
+            {
+                "schema_version": said["schema_version"],
+                **{n: said[n] for n in ("stage", "config", "seed", "inputs")},
+            }
+        )
+        marker = _read_text(join(self.path, MARKER)).strip()
+        if not follows == self.key == marker:
+            raise ArtifactError(
+                f"{self.path} is put together from different versions: its "
+                f"{MARKER} says {marker[:12]}, its {MANIFEST} {self.key[:12]}, "
+                f"whose content has the key {follows[:12]}. Delete the folder "
+                "and run the stage again, or copy a whole one."
+            )
 
 
 @dataclasses.dataclass
@@ -316,9 +336,13 @@ def _write_text(path: str, text: str) -> None:
         stream.write(text.encode())
 
 
+def _read_text(path: str) -> str:
+    with FileSystems.open(path, compression_type="uncompressed") as stream:
+        return str(stream.read().decode())
+
+
 def _read_json(path: str) -> Any:
     try:
-        with FileSystems.open(path, compression_type="uncompressed") as stream:
-            return json.loads(stream.read().decode())
+        return json.loads(_read_text(path))
     except (ValueError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error
