@@ -4,7 +4,6 @@ Every command is a thin shell round a function of `pipeline/stages.py`; heavy
 imports happen inside the commands, so that `--help` answers at once.
 """
 
-import enum
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
+from pipeline.choices import Model, Strategy
 from schemas.errors import UsageError, WatchnextError
 
 if TYPE_CHECKING:
@@ -78,23 +78,6 @@ WorkersOption = Annotated[
         help="Local worker processes; on a cluster leave it and set TF_CONFIG.",
     ),
 ]
-
-
-class Model(enum.StrEnum):
-    """What can be trained."""
-
-    retrieval = "retrieval"
-    ranking = "ranking"
-
-
-class Strategy(enum.StrEnum):
-    """How training is distributed."""
-
-    auto = "auto"
-    one_device = "one_device"
-    mirrored = "mirrored"
-    multi_worker = "multi_worker"
-    tpu = "tpu"
 
 
 StrategyOption = Annotated[
@@ -267,13 +250,20 @@ def export(
     workdir: WorkdirOption,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    onnx: Annotated[
+        bool,
+        typer.Option("--onnx", help="Also both networks as ONNX, and drawn."),
+    ] = False,
 ) -> None:
-    """Write the SavedModels for TF Serving."""
-    run = _run(config, workdir, overrides).building("export")
+    """Write the SavedModels for TF Serving; publish them if the gates pass."""
+    run = _run(config, workdir, overrides).building("export", "onnx")
     from pipeline.model_stages import ModelStages
-    from pipeline.publishing import publish
+    from pipeline.push import push
 
-    publish(ModelStages(run).export(), workdir)
+    stages = ModelStages(run)
+    if onnx:
+        stages.onnx()
+    push(stages)
 
 
 @app.command(epilog=_epilog("evaluate"))

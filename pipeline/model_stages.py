@@ -19,6 +19,7 @@ from models.warm_start import check_layers, keep_terms
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
+from pipeline.lineage import refuse_strangers
 from pipeline.model_training import Model, Trainer, Workers
 from pipeline.refresh import FROM_NOTHING, Refresh
 from pipeline.retrieval_measures import RetrievalMeasures
@@ -28,6 +29,7 @@ from schemas.artifacts import Artifact, ArtifactWriter
 from schemas.requests import RawInput, raw_inputs
 
 _STATISTICS = "statistics.parquet"
+_EXPORTED = ("retrieval_model", "ranking_model", "index", "transform")
 
 
 class ModelStages:
@@ -105,17 +107,30 @@ class ModelStages:
 
     # Export ---------------------------------------------------------------
 
+    def parts(self) -> dict[str, Artifact]:
+        """Stage -> what is exported, and what it was learnt from."""
+        parts = {
+            "vocabularies": self.data.vocabularies(),
+            "transform": self.data.transform(),
+            "retrieval_examples": self.data.retrieval_examples(),
+            "retrieval_model": self.retrieval_model(),
+            "index": self.index(),
+        }
+        if self.has_ranking:
+            parts["ranking_examples"] = self.data.ranking_examples()
+            parts["ranking_model"] = self.ranking_model()
+        return parts
+
     def export(self) -> Artifact:
         """Writes the SavedModels."""
-        models = {"retrieval_model": self.retrieval_model()}
-        index = self.index()
-        if self.has_ranking:
-            models["ranking_model"] = self.ranking_model()
-        inputs = {name: m.fingerprint() for name, m in models.items()} | {
-            "index": index.fingerprint(),
-            "transform": self.data.transform().fingerprint(),
-            "videos": self.data.events.fingerprint("videos-"),
-        }
+        parts = self.parts()
+        refuse_strangers(parts)
+        index = parts["index"]
+        inputs = {
+            name: parts[name].fingerprint()
+            for name in _EXPORTED
+            if name in parts
+        } | {"videos": self.data.events.fingerprint("videos-")}
         if self.has_ranking and self._has_lagged:
             # The ranking SavedModel carries their newest values.
             examples = self.data.ranking_examples()
@@ -125,7 +140,7 @@ class ModelStages:
             from models import serving
 
             config = self.run.config.serving
-            retrieval = RetrievalModel.load(models["retrieval_model"].path)
+            retrieval = RetrievalModel.load(parts["retrieval_model"].path)
             graph, inputs = self.data.transform_graph, self.raw_inputs
             video_ids = self.data.vocabularies().file("video.txt")
             serving.export_retrieval(
@@ -140,7 +155,7 @@ class ModelStages:
             )
             if not self.has_ranking:
                 return
-            ranking = RankingModel.load(models["ranking_model"].path)
+            ranking = RankingModel.load(parts["ranking_model"].path)
             lagged = self._lagged_table()
             serving.export_ranking(
                 ranking, graph, inputs, lagged, writer.file(serving.RANKING), 1
@@ -176,6 +191,38 @@ class ModelStages:
         )
         videos = _read_table(self.data.entity_files("videos"))
         return LaggedTable.build(statistics, videos)
+
+    def onnx(self) -> Artifact:
+        """Writes both networks as ONNX graphs, and a picture of each."""
+        models = {"retrieval_model": self.retrieval_model()}
+        if self.has_ranking:
+            models["ranking_model"] = self.ranking_model()
+
+        def write(writer: ArtifactWriter) -> None:
+            from models import onnx_graphs, pictures
+
+            def drawn(name: str) -> list[str]:
+                return [
+                    writer.file(f"{name}.{kind}") for kind in ("svg", "png")
+                ]
+
+            retrieval = RetrievalModel.load(models["retrieval_model"].path)
+            path = writer.file("query_tower.onnx")
+            onnx_graphs.write_query_tower(retrieval, path)
+            pictures.draw_retrieval(retrieval, drawn("query_tower"))
+            if self.has_ranking:
+                ranking = RankingModel.load(models["ranking_model"].path)
+                onnx_graphs.write_ranking(ranking, writer.file("ranking.onnx"))
+                pictures.draw_ranking(ranking, drawn("ranking"))
+
+        inputs = {name: model.fingerprint() for name, model in models.items()}
+        return self.run.stage("onnx", {}, inputs, write)
+
+    def validation_of_ranking(self) -> dict[str, float]:
+        """Measures the ranking model on all of the validation part."""
+        model = RankingModel.load(self.ranking_model().path)
+        examples = self.data.ranking_examples()
+        return self._trainer.evaluate_ranking(model, examples, "valid")
 
     # Evaluation -----------------------------------------------------------
 

@@ -59,6 +59,7 @@ COMMANDS = {
     "index": "index",
     "ranking_model": "train ranking",
     "export": "export",
+    "onnx": "export --onnx",
     "evaluation": "evaluate",
 }
 PREPARED = tuple(s for s, made_by in COMMANDS.items() if made_by == "prepare")

@@ -17,17 +17,6 @@ from schemas.artifacts import ArtifactStore
 from schemas.events import TIMED_TABLES
 from schemas.split import BOUNDS_FILE, SplitBounds
 
-CONFIG = """
-name: small
-simulator: {num_users: 250, num_videos: 400, num_channels: 40, num_topics: 8,
-            num_days: 10, requests_per_user_day: 0.4}
-beam: {num_shards: 2}
-retrieval_examples: {history_length: 10, search_tokens: 12}
-retrieval: {embedding_dim: 8, token_dim: 4, hidden_units: [16],
-            num_negatives: 50, batch_size: 32, epochs: 2}
-ranking: {hidden_units: [16], batch_size: 32, epochs: 1}
-serving: {candidates: 30, top_k: 5}
-"""
 # Everything that is learnt from; the rest is measured on the test.
 LEARNT = (
     "vocabularies",
@@ -38,16 +27,6 @@ LEARNT = (
     "index",
     "ranking_model",
 )
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory with every stage; tests must not write to it."""
-    folder = tmp_path_factory.mktemp("line")
-    (folder / "small.yaml").write_text(CONFIG)
-    config = ["--config", str(folder / "small.yaml")]
-    assert main(["run", *config, "--workdir", str(folder / "work")]) == 0
-    return folder / "work"
 
 
 def _files(work: Path, stage: str) -> dict[str, str]:

@@ -1,0 +1,31 @@
+"""A small simulated platform with every stage, by the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+
+CONFIG = """
+name: small
+simulator: {num_users: 250, num_videos: 400, num_channels: 40, num_topics: 8,
+            num_days: 10, requests_per_user_day: 0.4}
+beam: {num_shards: 2}
+retrieval_examples: {history_length: 10, search_tokens: 12}
+retrieval: {embedding_dim: 8, token_dim: 4, hidden_units: [16],
+            num_negatives: 50, batch_size: 32, epochs: 2}
+ranking: {hidden_units: [16], batch_size: 32, epochs: 1}
+serving: {candidates: 30, top_k: 5}
+# One epoch on 800 requests is not calibrated.
+publishing: {min_calibration: 0.5, max_calibration: 2.0}
+"""
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory with every stage; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("line")
+    (folder / "small.yaml").write_text(CONFIG)
+    config = ["--config", str(folder / "small.yaml")]
+    assert main(["run", *config, "--workdir", str(folder / "work")]) == 0
+    return folder / "work"
