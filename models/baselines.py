@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.hashing import hash_strings
-
-_DAY_US = 86_400_000_000
+from schemas.split import DAY_US
 
 
 class Scorer(Protocol):
@@ -53,6 +52,11 @@ class Watches:
     user: np.ndarray
     video: np.ndarray
     time_us: np.ndarray
+
+    def since(self, time_us: int) -> "Watches":
+        """Those from a time on."""
+        kept = self.time_us >= time_us
+        return Watches(self.user[kept], self.video[kept], self.time_us[kept])
 
 
 def read_watches(files: Sequence[str], vocabulary: VideoVocabulary) -> Watches:
@@ -106,10 +110,8 @@ def recent_popularity(
     watches: Watches, num_videos: int, train_end_us: int, recent_days: int
 ) -> Popularity:
     """Counts the watches of the last `recent_days` of the training days."""
-    recent = watches.time_us >= train_end_us - recent_days * _DAY_US
-    return Popularity(
-        np.bincount(watches.video[recent] - 1, minlength=num_videos)
-    )
+    recent = watches.since(train_end_us - recent_days * DAY_US)
+    return Popularity(popularity_counts(recent, num_videos))
 
 
 def history_rows(ids: Any) -> list[np.ndarray]:

@@ -53,6 +53,11 @@ class CoWatch:
         self._context = context
 
     @property
+    def links(self) -> sparse.csr_array:
+        """n_ij / sqrt(n_i n_j), float32 [V, V]; row i - 1 is of video i."""
+        return self._links
+
+    @property
     def num_videos(self) -> int:
         return len(self._popularity)
 

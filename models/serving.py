@@ -72,6 +72,7 @@ class RetrievalService(tf.Module):
         self.inputs = requests.retrieval_inputs(inputs)
         self._transform = _transform_layer(transform)
         self._query_embedding = model.query_embedding
+        self.num_parts = model.query_tower.num_parts
         embeddings, biases = model.candidates()
         videos = int(biases.shape[0])
         _check_videos(video_ids, videos)
@@ -102,19 +103,46 @@ class RetrievalService(tf.Module):
 
     def recommend(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Returns `video_ids` string [B, K] and `scores` float32 [B, K]."""
-        features = self._features(raw)
+        ids, scores = self.nearest(self.features(raw))
+        return {"video_ids": self.names(ids), "scores": scores}
+
+    def nearest(
+        self, features: Tensors, *, sequence_only: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The best videos of the transform graph's features.
+
+        Args:
+          features: of `features`.
+          sequence_only: by the encoder's part of the embedding alone, of a
+            model with `sequence` and `place: beside`.
+
+        Returns:
+          ids int64 and scores float32, [B, K]; id 0 where none is left.
+        """
         queries = self._query_embedding(features)
+        if sequence_only:
+            *towered, encoded = tf.split(queries, self.num_parts, axis=1)
+            # The indexed bias is that of all parts together: as often the
+            # encoder's score is taken, and divided out again.
+            encoded *= self.num_parts
+            silent = [tf.zeros_like(part) for part in towered]
+            queries = tf.concat([*silent, encoded], axis=1)
+        scores, ids = self._search(queries, self.excluded(features))
+        return ids, scores / self.num_parts if sequence_only else scores
+
+    def excluded(self, features: Tensors) -> tf.Tensor:
+        """Ids that are not to be recommended, int64 [B, E]."""
         watched = features["watch_history"]
-        if self._keep_watched:
-            watched = watched[:, :0]
-        scores, ids = self._search(queries, watched)
+        return watched[:, :0] if self._keep_watched else watched
+
+    def names(self, ids: tf.Tensor) -> tf.Tensor:
+        """The ids' strings; "" of id 0."""
         # Line numbers are from 0; id 0 becomes -1, which is no line.
-        names = self._names.lookup(ids - 1)
-        return {"video_ids": names, "scores": scores}
+        return self._names.lookup(tf.cast(ids, tf.int64) - 1)
 
     def embed(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Returns `query_embedding` float32 [B, D]."""
-        embedding = self._query_embedding(self._features(raw))
+        embedding = self._query_embedding(self.features(raw))
         return {QUERY_EMBEDDING: embedding}
 
     def some_videos(self) -> list[str]:
@@ -132,7 +160,8 @@ class RetrievalService(tf.Module):
             QUERY_EMBEDDING: traced(self.embed, named),
         }
 
-    def _features(self, raw: Tensors) -> Tensors:
+    def features(self, raw: Tensors) -> Tensors:
+        """What the transform graph makes of a request."""
         tensors, pieces = requests.fitted(raw, self.inputs)
         return self._transform(requests.in_pieces(tensors, self.inputs, pieces))
 
@@ -225,69 +254,6 @@ class RankingService(tf.Module):
         return tf.reshape(values, [-1, per_piece * pieces, *inner])
 
 
-class RecommenderService(tf.Module):
-    """Both stages in one call: the top K of the retrieved candidates.
-
-    Args:
-      retrieval: the first stage.
-      ranking: the second stage; what it takes per candidate, beside the
-        video, is absent.
-      top_k: K; at most as many as are retrieved.
-    """
-
-    def __init__(
-        self, retrieval: RetrievalService, ranking: RankingService, top_k: int
-    ) -> None:
-        super().__init__(name=RECOMMENDER)
-        self._retrieval, self._ranking = retrieval, ranking
-        self._per_candidate = [
-            i for i in ranking.inputs if i.axis == "candidate"
-        ]
-        self.inputs = tuple(
-            i for i in ranking.inputs if i not in self._per_candidate
-        )
-        self._top_k = min(top_k, retrieval.top_k)
-
-    def recommend(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """Returns the best videos by falling score of the ranking model.
-
-        Returns:
-          [B, K] each: `video_ids` string, "" where no video is left;
-          `retrieval_scores` float32; and every output of the ranking model
-          (`score`, `expected_watch_time_s`, the tasks) float32.
-        """
-        found = self._retrieval.recommend(
-            {i.name: raw[i.name] for i in self._retrieval.inputs}
-        )
-        ids = found["video_ids"]
-        users = tf.shape(ids)[0]
-        absent = {
-            i.name: tf.zeros([users] + [0] * len(i.shape), i.dtype)
-            for i in self._per_candidate
-        }
-        ranked = self._ranking.rank({**raw, **absent, requests.CANDIDATES: ids})
-        # A blank must stay behind every video, whatever that one's score.
-        scores = tf.where(tf.equal(ids, ""), -1.0, ranked["score"])
-        _, best = tf.math.top_k(scores, self._top_k)
-        outputs = {
-            "video_ids": ids,
-            "retrieval_scores": found["scores"],
-            **ranked,
-        }
-        return {
-            name: tf.gather(values, best, batch_dims=1)
-            for name, values in outputs.items()
-        }
-
-    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """Signature name -> function, traced."""
-        named = requests.tensor_specs(self.inputs)
-        return {
-            SERVING_DEFAULT: traced(self.recommend, named),
-            SERIALIZED: traced_examples(self.recommend, self.inputs),
-        }
-
-
 def export_retrieval(
     model: RetrievalModel,
     transform: str,
@@ -341,41 +307,6 @@ def export_ranking(
             else lagged.video_ids[:_SOME_VIDEOS].to_pylist()
         )
         return publish(service, some, folder, version)
-
-
-def export_recommender(
-    retrieval: RetrievalModel,
-    ranking: RankingModel,
-    transform: str,
-    inputs: Sequence[RawInput],
-    video_ids: str,
-    lagged: LaggedTable | None,
-    folder: str,
-    version: int,
-    *,
-    candidates: int,
-    top_k: int,
-    index: str | None = None,
-    keep_watched: bool = False,
-) -> str:
-    """Writes `<folder>/<version>/`; see `RecommenderService`.
-
-    Args are those of the two services; `candidates` is how many videos the
-    first stage passes on. Returns and raises as `export_retrieval` does.
-    """
-    first = RetrievalService(
-        retrieval,
-        transform,
-        inputs,
-        video_ids,
-        candidates,
-        index=index,
-        keep_watched=keep_watched,
-    )
-    with tempfile.TemporaryDirectory() as assets:
-        second = RankingService(ranking, transform, inputs, lagged, assets)
-        service = RecommenderService(first, second, top_k)
-        return publish(service, first.some_videos(), folder, version)
 
 
 def _transform_layer(transform: str) -> tf.Module:

@@ -238,11 +238,13 @@ def index(
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Build the ScaNN index and measure its recall."""
-    run = _run(config, workdir, overrides).building("index")
+    """Build the ScaNN index, measure its recall; list other candidates."""
+    run = _run(config, workdir, overrides).building("index", "candidate_lists")
     from pipeline.model_stages import ModelStages
 
-    ModelStages(run).index()
+    stages = ModelStages(run)
+    stages.index()
+    stages.candidate_lists()
 
 
 @app.command(epilog=_epilog("export"))
@@ -262,7 +264,9 @@ def export(
 
     stages = ModelStages(run)
     if onnx:
-        stages.onnx()
+        from pipeline.onnx_stage import write_onnx
+
+        write_onnx(stages)
     push(stages)
 
 

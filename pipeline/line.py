@@ -1,7 +1,7 @@
 """The whole line: from logs to recommendations in one command."""
 
 from beam_jobs.events import read_tables
-from models.serving import RANKING, RETRIEVAL
+from models.serving import RECOMMENDER, RETRIEVAL
 from pipeline.console import print_metrics
 from pipeline.model_stages import ModelStages
 from pipeline.publishing import models_of
@@ -22,6 +22,7 @@ def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
     stages = ModelStages(run.building(*LEARNT), events=events)
     stages.retrieval_model()
     stages.index()
+    stages.candidate_lists()
     if stages.has_ranking:
         stages.ranking_model()
     push(stages)
@@ -58,8 +59,7 @@ def _print_list(stages: ModelStages, user: str, top_k: int) -> None:
     models = {m: join(export.path, m, "1") for m in models_of(export)}
     videos = read_tables(files["videos"], data.schema.arrow("videos"))
     rows = ranked(
-        models[RETRIEVAL],
-        models.get(RANKING),
+        models.get(RECOMMENDER, models[RETRIEVAL]),
         request,
         videos,
         top_k,

@@ -23,12 +23,14 @@ _READS: dict[tuple[str, str], tuple[str, ...]] = {
     ("retrieval_model", "retrieval_examples"): _EXAMPLES,
     ("ranking_model", "vocabularies"): (),
     ("ranking_model", "ranking_examples"): _EXAMPLES,
+    ("candidate_lists", "vocabularies"): (),
     ("index", "retrieval_model"): (),
     ("index", "retrieval_examples"): ("valid-",),
     ("export", "transform"): (),
     ("export", "retrieval_model"): (),
     ("export", "ranking_model"): (),
     ("export", "index"): (),
+    ("export", "candidate_lists"): (),
 }
 
 

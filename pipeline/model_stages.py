@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
 from models.warm_start import check_layers, keep_terms
+from pipeline import generator_lists
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
@@ -29,7 +30,10 @@ from schemas.artifacts import Artifact, ArtifactWriter
 from schemas.requests import RawInput, raw_inputs
 
 _STATISTICS = "statistics.parquet"
-_EXPORTED = ("retrieval_model", "ranking_model", "index", "transform")
+_EXPORTED = (
+    *("retrieval_model", "ranking_model", "index", "transform"),
+    "candidate_lists",
+)
 
 
 class ModelStages:
@@ -95,6 +99,37 @@ class ModelStages:
         }
         return self.run.stage("index", {"index": config}, inputs, write)
 
+    def candidate_lists(self) -> Artifact | None:
+        """Builds the lists of the generators that look candidates up.
+
+        Returns:
+          None where none is configured, or nothing would rank candidates of
+          several generators, whose scores do not compare.
+        """
+        config = self.run.config.serving
+        wanted = generator_lists.wanted(self.data)
+        if config.generators and not self.has_ranking:
+            say(
+                "serving.generators is left out: without impressions there is "
+                "no ranking model, and their scores do not compare."
+            )
+        if not wanted or not self.has_ranking:
+            return None
+        names = ",".join(
+            f"{g.name}:{g.candidates}:{g.recent_days}" for g in wanted
+        )
+        sections: Sections = {
+            "generators": names,
+            "retrieval_examples": self.run.config.retrieval_examples,
+            "ranking_examples": self.run.config.ranking_examples,
+        }
+        return self.run.stage(
+            "candidate_lists",
+            sections,
+            generator_lists.inputs(self.data),
+            functools.partial(generator_lists.write, self.data),
+        )
+
     # Ranking --------------------------------------------------------------
 
     @property
@@ -119,13 +154,15 @@ class ModelStages:
         if self.has_ranking:
             parts["ranking_examples"] = self.data.ranking_examples()
             parts["ranking_model"] = self.ranking_model()
+        if (lists := self.candidate_lists()) is not None:
+            parts["candidate_lists"] = lists
         return parts
 
     def export(self) -> Artifact:
         """Writes the SavedModels."""
         parts = self.parts()
         refuse_strangers(parts)
-        index = parts["index"]
+        index, lists = parts["index"], parts.get("candidate_lists")
         inputs = {
             name: parts[name].fingerprint()
             for name in _EXPORTED
@@ -137,7 +174,7 @@ class ModelStages:
             inputs["statistics"] = examples.fingerprint(_STATISTICS)
 
         def write(writer: ArtifactWriter) -> None:
-            from models import serving
+            from models import recommender, serving
 
             config = self.run.config.serving
             retrieval = RetrievalModel.load(parts["retrieval_model"].path)
@@ -160,17 +197,16 @@ class ModelStages:
             serving.export_ranking(
                 ranking, graph, inputs, lagged, writer.file(serving.RANKING), 1
             )
-            serving.export_recommender(
+            recommender.export_recommender(
                 retrieval,
                 ranking,
                 graph,
                 inputs,
-                video_ids,
+                generator_lists.catalogue(self.data, lists),
                 lagged,
                 writer.file(serving.RECOMMENDER),
                 1,
-                candidates=config.candidates,
-                top_k=config.top_k,
+                config,
                 index=index.path,
             )
 
@@ -191,38 +227,6 @@ class ModelStages:
         )
         videos = _read_table(self.data.entity_files("videos"))
         return LaggedTable.build(statistics, videos)
-
-    def onnx(self) -> Artifact:
-        """Writes both networks as ONNX graphs, and a picture of each."""
-        models = {"retrieval_model": self.retrieval_model()}
-        if self.has_ranking:
-            models["ranking_model"] = self.ranking_model()
-
-        def write(writer: ArtifactWriter) -> None:
-            from models import onnx_graphs, pictures
-
-            def drawn(name: str) -> list[str]:
-                return [
-                    writer.file(f"{name}.{kind}") for kind in ("svg", "png")
-                ]
-
-            retrieval = RetrievalModel.load(models["retrieval_model"].path)
-            path = writer.file("query_tower.onnx")
-            onnx_graphs.write_query_tower(retrieval, path)
-            pictures.draw_retrieval(retrieval, drawn("query_tower"))
-            if self.has_ranking:
-                ranking = RankingModel.load(models["ranking_model"].path)
-                onnx_graphs.write_ranking(ranking, writer.file("ranking.onnx"))
-                pictures.draw_ranking(ranking, drawn("ranking"))
-
-        inputs = {name: model.fingerprint() for name, model in models.items()}
-        return self.run.stage("onnx", {}, inputs, write)
-
-    def validation_of_ranking(self) -> dict[str, float]:
-        """Measures the ranking model on all of the validation part."""
-        model = RankingModel.load(self.ranking_model().path)
-        examples = self.data.ranking_examples()
-        return self._trainer.evaluate_ranking(model, examples, "valid")
 
     # Evaluation -----------------------------------------------------------
 

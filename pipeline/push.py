@@ -30,6 +30,7 @@ from pipeline.console import say
 from pipeline.gates import Answers, Gate
 from pipeline.lineage import mismatches
 from pipeline.model_stages import ModelStages
+from pipeline.model_training import Trainer, Workers
 from pipeline.publishing import (
     is_published,
     models_of,
@@ -178,7 +179,7 @@ def _ask(model: str, folder: str, requests: Arrays) -> dict[str, np.ndarray]:
 def _videos(found: Arrays, ordered_by: str) -> Answers:
     """Answers of a model that chooses the videos."""
     ids = found["video_ids"]
-    numbers = {n: v for n, v in found.items() if n != "video_ids"}
+    numbers = {n: v for n, v in found.items() if v.dtype.kind == "f"}
     return Answers(numbers, ids != b"", ordered_by, ids)
 
 
@@ -187,8 +188,11 @@ def _gates_of_ranking(
 ) -> list[Gate]:
     """Calibration, and the order beside that of the version that serves."""
     config = stages.run.config.publishing
+    trainer = Trainer(stages.run, stages.data, Workers())
+    model = RankingModel.load(stages.ranking_model().path)
+    examples = stages.data.ranking_examples()
     try:
-        metrics = stages.validation_of_ranking()
+        metrics = trainer.evaluate_ranking(model, examples, "valid")
     except ValueError:  # A prediction is NaN, of which there is no measure.
         metrics = {"ranking.calibration": math.nan, _LOSS: math.nan}
     calibration = metrics.get("ranking.calibration")

@@ -1,14 +1,13 @@
 """A user's ranked list, by the exported SavedModels.
 
-In: the log's events (for the request of one of its users) and the two
-SavedModels. Out: rows to read. Only the SavedModels' signatures are used, so
-this is also what a client of a server would do: retrieve, then rank.
+In: the log's events (for the request of one of its users) and a SavedModel.
+Out: rows to read. Only the SavedModel's signatures are used, as a client of a
+server would.
 """
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,10 @@ import pyarrow.compute as pc
 from beam_jobs.events import read_row_group, row_groups
 from beam_jobs.histories import raw_request
 from beam_jobs.user_shards import build_shard, split_batch
+from models.generators import TOWER
 from models.keras_setup import tf
+from models.recommender import EVERY_CANDIDATE
+from models.saved_models import SERVING_DEFAULT
 from pipeline import console
 from schemas.errors import ArtifactError, InputError
 from schemas.events import TIMED_TABLES, EventSchema
@@ -26,9 +28,6 @@ from schemas.requests import RawInput
 
 _SUGGESTED = 5
 _EXPECTED_WATCH_TIME = "expected_watch_time_s"
-
-# A SavedModel's default signature: of the arrays given, it takes its own.
-Predict = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +41,9 @@ class Recommendation:
       score: what the rows are ordered by, falling.
       predictions: the ranking model's outputs by name, without the score;
         empty without a ranking model.
-      retrieval_rank: place among the retrieved candidates, from 1.
-      retrieval_score: u.v + b.
+      source: the generator of candidates that found it.
+      retrieval_rank: place among that generator's candidates, from 1.
+      retrieval_score: of the generator; the tower's is u.v + b.
       why: what the user's recent watches share with the video.
     """
 
@@ -52,6 +52,7 @@ class Recommendation:
     channel_id: str | None
     score: float
     predictions: Mapping[str, float]
+    source: str
     retrieval_rank: int
     retrieval_score: float
     why: str
@@ -63,61 +64,65 @@ class Recommendation:
 
 
 def recommend(
-    retrieval: str,
-    ranking: str | None,
+    folder: str,
     request: Mapping[str, np.ndarray],
     videos: pa.Table,
     top_k: int,
 ) -> list[Recommendation]:
-    """Retrieves candidates and ranks them, by SavedModels on disk.
+    """Answers a request by a SavedModel on disk.
 
     Args:
-      retrieval: folder of the retrieval SavedModel's version.
-      ranking: folder of the ranking one's; None keeps the retrieval's order
-        (a log without impressions).
-      request: one raw request, arrays [1, ...]; candidates are filled in.
+      folder: of a version of `recommender`, or of `retrieval` where nothing
+        ranks (a log without impressions).
+      request: one raw request, arrays [1, ...].
       videos: the videos table, for titles, channels and topics.
       top_k: how many rows.
 
     Returns:
-      At most `top_k` rows by falling score, ties in the retrieval's order.
+      At most `top_k` rows, the best first.
+
+    Raises:
+      ArtifactError: the model wants what the request does not have.
     """
-    rank = None if ranking is None else functools.partial(_call, ranking)
-    retrieve = functools.partial(_call, retrieval)
-    return ranked_candidates(retrieve, rank, request, videos)[:top_k]
+    return described(_call(folder, request), request, videos)[:top_k]
 
 
-def ranked_candidates(
-    retrieve: Predict,
-    rank: Predict | None,
+def described(
+    answer: Mapping[str, np.ndarray],
     request: Mapping[str, np.ndarray],
     videos: pa.Table,
 ) -> list[Recommendation]:
-    """Retrieves candidates and ranks them all; see `recommend`."""
-    retrieved = retrieve(request)
-    ids = retrieved["video_ids"][0]
-    found = ids != b""
-    ids, retrieval_scores = ids[found], retrieved["scores"][0][found]
-    predictions: dict[str, np.ndarray] = {}
-    scores = retrieval_scores
-    if rank is not None and len(ids):
-        answer = rank({**request, "candidate_video_id": ids[None]})
-        predictions = {name: values[0] for name, values in answer.items()}
-        scores = predictions.pop("score")
-    best = np.argsort(-scores, kind="stable")
+    """Rows to read, of one request's answer.
+
+    Args:
+      answer: of `recommender`'s signature `every_candidate` or of
+        `retrieval`'s default one, arrays [1, C] by falling score.
+      request: what was asked.
+      videos: the videos table.
+    """
+    found = answer["video_ids"][0] != b""
+    columns = {name: values[0][found] for name, values in answer.items()}
+    ids = [v.decode() for v in columns.pop("video_ids")]
+    own_scores = columns.pop("retrieval_scores", columns.get("scores"))
+    sources = [s.decode() for s in columns.pop("candidate_sources", ())]
+    sources = sources or [TOWER] * len(ids)
+    scores = columns.pop("score", columns.pop("scores", None))
+    assert own_scores is not None and scores is not None  # Of either model.
+    ranks = _ranks_by_source(sources, own_scores)
     about = _Videos(videos, request["watch_history_video_id"][0], ids)
     return [
         Recommendation(
-            video_id=ids[i].decode(),
-            title=about.text("title", ids[i].decode()),
-            channel_id=about.text("channel_id", ids[i].decode()),
+            video_id=video,
+            title=about.text("title", video),
+            channel_id=about.text("channel_id", video),
             score=float(scores[i]),
-            predictions={n: float(p[i]) for n, p in predictions.items()},
-            retrieval_rank=int(i) + 1,
-            retrieval_score=float(retrieval_scores[i]),
-            why=about.why(ids[i].decode()),
+            predictions={n: float(p[i]) for n, p in columns.items()},
+            source=sources[i],
+            retrieval_rank=ranks[i],
+            retrieval_score=float(own_scores[i]),
+            why=about.why(video),
         )
-        for i in best
+        for i, video in enumerate(ids)
     ]
 
 
@@ -207,12 +212,24 @@ def print_table(title: str, rows: Sequence[Recommendation]) -> None:
                 row.channel_id or "-",
                 _seconds(row.expected_watch_time_s),
                 *(f"{row.predictions[name]:.3f}" for name in tasks),
-                f"query tower #{row.retrieval_rank} {row.retrieval_score:6.2f}",
+                f"{row.source} #{row.retrieval_rank} "
+                f"{row.retrieval_score:6.2f}",
                 row.why,
             ]
             for place, row in enumerate(rows, start=1)
         ],
     )
+
+
+def _ranks_by_source(
+    sources: Sequence[str], scores: np.ndarray
+) -> Sequence[int]:
+    """Place by falling score among those of the same source, from 1."""
+    ranks, taken = [0] * len(sources), Counter[str]()
+    for i in np.argsort(-scores, kind="stable"):
+        taken[sources[i]] += 1
+        ranks[i] = taken[sources[i]]
+    return ranks
 
 
 def _watches(count: int) -> str:
@@ -227,10 +244,10 @@ class _Videos:
     """What the videos table says of the candidates and the recent watches."""
 
     def __init__(
-        self, videos: pa.Table, watched: np.ndarray, candidates: np.ndarray
+        self, videos: pa.Table, watched: np.ndarray, candidates: Sequence[str]
     ) -> None:
         self._watched = [v.decode() for v in watched if v]
-        wanted = {*self._watched, *(v.decode() for v in candidates)}
+        wanted = {*self._watched, *candidates}
         ids = pa.array(sorted(wanted), pa.string())
         rows = videos.filter(pc.is_in(videos.column("video_id"), ids))
         self._rows = {r["video_id"]: r for r in rows.to_pylist()}
@@ -264,8 +281,10 @@ class _Videos:
 def _call(
     folder: str, request: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Answers a request by a SavedModel's default signature."""
-    signature: Any = tf.saved_model.load(folder).signatures["serving_default"]
+    """Answers a request by a SavedModel; all candidates, where it tells."""
+    signatures: Any = tf.saved_model.load(folder).signatures
+    name = EVERY_CANDIDATE if EVERY_CANDIDATE in signatures else SERVING_DEFAULT
+    signature = signatures[name]
     specs = signature.structured_input_signature[1]
     missing = sorted(set(specs) - set(request))
     if missing:

@@ -57,6 +57,7 @@ COMMANDS = {
     "window_ranking_examples": "prepare --since DAY",
     "retrieval_model": "train retrieval",
     "index": "index",
+    "candidate_lists": "index",
     "ranking_model": "train ranking",
     "export": "export",
     "onnx": "export --onnx",

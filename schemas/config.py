@@ -21,6 +21,8 @@ BaselineName = Literal[
     "popularity", "recent_popularity", "co_watch", "implicit_als", "ease"
 ]
 
+GeneratorName = Literal["co_watch", "topics", "popular", "sequence"]
+
 
 class Section(BaseModel):
     """A frozen section; unknown keys are refused."""
@@ -271,11 +273,46 @@ class RankingConfig(Section):
     checkpoint_every: Positive = 1000
 
 
+class GeneratorConfig(Section):
+    """A candidate generator beside the tower ("What to Watch Next", 3)."""
+
+    # `co_watch`: watched by others soon after the query video; `topics`:
+    # watched most of the query video's topics; `popular`: watched most in the
+    # user's region; `sequence`: the encoder's part of the query embedding
+    # alone (`retrieval.sequence` with `place: beside`). Where a request names
+    # no query video, the user's last watch is it.
+    name: GeneratorName
+    # It offers its best ones that the user has not watched.
+    candidates: Positive
+    # `topics` and `popular` count the last training days.
+    recent_days: Positive = 7
+    # Its like among the log's candidate sources, for the ranking feature.
+    logged_as: str | None = None
+
+
 class ServingConfig(Section):
     """What the SavedModels return."""
 
+    # To be ranked. The generators' come first, the tower's best fill up.
     candidates: Positive = 100
     top_k: Positive = 20
+    generators: tuple[GeneratorConfig, ...] = ()
+    # Of so many videos of a channel the others come last.
+    max_per_channel: Positive | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ServingConfig":
+        names = [generator.name for generator in self.generators]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"`generators` has {', '.join(twice)} twice")
+        offered = sum(g.candidates for g in self.generators)
+        if offered >= self.candidates:
+            raise ValueError(
+                f"`generators` offer {offered} of {self.candidates} "
+                "`candidates`: the tower must have room for its own"
+            )
+        return self
 
 
 class PublishingConfig(Section):

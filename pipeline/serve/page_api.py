@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from models.serving import RANKING, RETRIEVAL
-from pipeline.recommend import Recommendation, ranked_candidates
+from models.recommender import EVERY_CANDIDATE
+from models.saved_models import SERVING_DEFAULT
+from models.serving import RECOMMENDER, RETRIEVAL
+from pipeline.recommend import Recommendation, described
 from pipeline.serve.json_tensors import parse_body
 from pipeline.serve.limits import MAX_STRING_BYTES
 from pipeline.serve.log import Log
@@ -25,7 +27,6 @@ from pipeline.serve.served_models import LoadedVersion, ServedModels
 from schemas.errors import ArtifactError, InputError
 
 _FOUND = 20
-_SOURCE = "query tower"
 _HEADERS = {
     # Nothing from elsewhere, nothing to elsewhere.
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; "
@@ -69,7 +70,7 @@ def routes(models: ServedModels, log: Log) -> list[Route]:
                 "num_users": len(log.facts.users),
                 "num_videos": log.videos.num_rows,
                 "has_searches": log.has_searches,
-                "has_ranking": RANKING in versions,
+                "has_ranking": RECOMMENDER in versions,
             }
         )
 
@@ -99,40 +100,34 @@ def routes(models: ServedModels, log: Log) -> list[Route]:
 def recommendations(
     models: ServedModels, log: Log, wanted: Wanted
 ) -> dict[str, Any]:
-    """Both stages for one request, with what went in.
+    """All candidates for one request, ranked, with what went in.
 
     Returns:
       `request` (what the models were told), `ranked` (all candidates, best
-      first, each with its `sources`: name, rank from 1, score) and `versions`.
+      first, each with its `source`: name, rank from 1, score) and `versions`.
 
     Raises:
       InputError: the log does not have the user.
       ArtifactError: the models are of another log or configuration.
     """
-    versions = {
-        name: models.get(name)
-        for name in (RETRIEVAL, RANKING)
-        if name in models.names
-    }
+    name = RECOMMENDER if RECOMMENDER in models.names else RETRIEVAL
+    version = models.get(name)
     request = log.request(wanted.user_id, wanted.history, wanted.searches)
-    ranking = versions.get(RANKING)
-    rows = ranked_candidates(
-        lambda raw: _call(versions[RETRIEVAL], raw),
-        None if ranking is None else (lambda raw: _call(ranking, raw)),
-        request,
-        log.videos,
-    )
+    rows = described(_call(version, request), request, log.videos)
     return {
         "request": _told(log, wanted, request),
         "ranked": [_row(row) for row in rows],
-        "versions": {name: v.number for name, v in versions.items()},
+        "versions": {name: version.number},
     }
 
 
 def _call(
     version: LoadedVersion, request: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    missing = sorted(version.specs().keys() - request.keys())
+    known = version.has(EVERY_CANDIDATE)
+    signature = EVERY_CANDIDATE if known else SERVING_DEFAULT
+    specs = version.specs(signature)
+    missing = sorted(specs.keys() - request.keys())
     if missing:
         raise ArtifactError(
             f"{version.model} version {version.number} wants "
@@ -140,7 +135,7 @@ def _call(
             "was exported for another log or configuration. Run `watchnext "
             "export` again."
         )
-    return version.predict({n: request[n] for n in version.specs()})
+    return version.predict({n: request[n] for n in specs}, signature)
 
 
 def _row(row: Recommendation) -> dict[str, Any]:
@@ -151,14 +146,11 @@ def _row(row: Recommendation) -> dict[str, Any]:
         "score": _finite(row.score),
         "predictions": {n: _finite(p) for n, p in row.predictions.items()},
         "why": row.why,
-        # A list: a video may come from several generators of candidates.
-        "sources": [
-            {
-                "name": _SOURCE,
-                "rank": row.retrieval_rank,
-                "score": _finite(row.retrieval_score),
-            }
-        ],
+        "source": {
+            "name": row.source,
+            "rank": row.retrieval_rank,
+            "score": _finite(row.retrieval_score),
+        },
     }
 
 

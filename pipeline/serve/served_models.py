@@ -73,6 +73,10 @@ class LoadedVersion:
                 "export` again."
             ) from error
 
+    def has(self, signature: str) -> bool:
+        """Whether the model has the signature."""
+        return signature in self._loaded.signatures
+
     def specs(self, signature: str = SERVING_DEFAULT) -> Specs:
         """Input name -> its type and shape.
 
@@ -108,7 +112,7 @@ class LoadedVersion:
         return {name: values.numpy() for name, values in outputs.items()}
 
     def _function(self, signature: str) -> Any:
-        if signature not in self._loaded.signatures:
+        if not self.has(signature):
             raise NotServedError(
                 f"{self.model} has no signature {signature[:100]!r}; it has "
                 f"{', '.join(sorted(self._loaded.signatures))}."

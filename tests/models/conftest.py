@@ -12,22 +12,22 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs import transform
 from beam_jobs.catalogue import VideoCatalogue
 from beam_jobs.lagged_statistics import LaggedStatistics
+from models.candidate_lists import CandidateLists
 from models.lagged_table import COLUMNS, LaggedTable
 from models.ranking import RankingModel
+from models.recommender import Catalogue, export_recommender
 from models.retrieval import RetrievalModel
-from models.serving import (
-    export_ranking,
-    export_recommender,
-    export_retrieval,
-)
+from models.serving import export_ranking, export_retrieval
 from schemas.config import (
     BeamConfig,
+    GeneratorConfig,
     NormalizationConfig,
     RankingConfig,
     RankingExamplesConfig,
     RetrievalConfig,
     RetrievalExamplesConfig,
     SequenceConfig,
+    ServingConfig,
 )
 from schemas.events import EventSchema, ExtraColumn
 from schemas.features import FIXED_SPACES, feature_set
@@ -41,6 +41,35 @@ RETRIEVAL = RetrievalExamplesConfig(
 )
 # Seven candidates need three rows of the graph.
 RANKING = RankingExamplesConfig(max_candidates=3, max_list=2)
+
+SERVING = ServingConfig(
+    candidates=TOP_K,
+    top_k=4,
+    generators=(
+        GeneratorConfig(name="co_watch", candidates=2, logged_as="b"),
+        GeneratorConfig(name="popular", candidates=1, logged_as="a"),
+    ),
+)
+# Of the 17 videos of the vocabulary, in its order; row 0 is of none.
+CHANNELS = np.array([0, *(1 + i % 3 for i in range(16)), 0], np.int32)
+
+
+def candidate_lists():
+    """Every video's next ones; what is popular anywhere, in r1 and in r0."""
+    after = 1 + (np.arange(17)[:, None] + np.arange(1, 9)) % 17
+    co_watch = np.concatenate([np.zeros((1, 8)), after]).astype(np.int32)
+    falling = np.linspace(0.9, 0.2, 8, dtype=np.float32)
+    popular = np.array([range(1, 9), range(9, 17), range(3, 11)], np.int32)
+    return {
+        "co_watch": CandidateLists(
+            co_watch,
+            np.where(co_watch > 0, falling, 0),
+            np.arange(18, dtype=np.int32)[:, None],
+        ),
+        "popular": CandidateLists(
+            popular, np.tile(falling / 10, (3, 1)).astype(np.float32)
+        ),
+    }
 
 
 def event_tables(rng):
@@ -196,6 +225,7 @@ def world(tmp_path_factory):
         inputs=raw_inputs(schema, RETRIEVAL, RANKING),
         top_k=TOP_K,
         features=features,
+        sizes=sizes,
         retrieval=retrieval,
         ranking=ranking,
         lagged=LaggedTable.build(daily_statistics(), tables["videos"]),
@@ -292,12 +322,11 @@ def exported(world, tmp_path_factory):
         world.ranking,
         transform_fn,
         world.inputs,
-        str(video_ids),
+        Catalogue(str(video_ids), candidate_lists(), CHANNELS),
         world.lagged,
         str(folder / "recommender"),
         3,
-        candidates=TOP_K,
-        top_k=4,
+        SERVING,
     )
     shutil.rmtree(copy)
     return SimpleNamespace(

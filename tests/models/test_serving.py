@@ -19,7 +19,6 @@ from models.keras_setup import tf
 from models.lagged_table import COLUMNS
 from models.serving import (
     RankingService,
-    RecommenderService,
     RetrievalService,
 )
 from models.top_k import with_bias
@@ -238,68 +237,6 @@ def every_video(world):
         world.video_ids,
         top_k=100,
     )
-
-
-def test_recommender_is_both_stages_one_after_the_other(
-    world, raw, exported, retrieve, retrieval_raw, ranking_raw
-):
-    request = {
-        i.name: tf.constant(raw[i.name], i.dtype)
-        for i in world.inputs
-        if i.axis != "candidate"
-    }
-    rank = tf.saved_model.load(exported.ranking).signatures
-    first = retrieve.signatures["serving_default"](
-        **{n: v for n, v in request.items() if n in retrieval_raw}
-    )
-    absent = {
-        i.name: tf.constant(
-            np.full(
-                (len(raw["request_time_us"]), world.top_k, *i.shape[1:]),
-                i.absent,
-            ),
-            i.dtype,
-        )
-        for i in world.inputs
-        if i.axis == "candidate" and i.name in ranking_raw
-    }
-    second = rank["serving_default"](
-        **request | absent | {"candidate_video_id": first["video_ids"]}
-    )
-    best = np.argsort(-second["score"].numpy(), axis=1, kind="stable")[:, :4]
-    answer = tf.saved_model.load(exported.recommender).signatures[
-        "serving_default"
-    ](**request)
-    expected = {
-        "video_ids": first["video_ids"],
-        "retrieval_scores": first["scores"],
-        **second,
-    }
-    assert set(answer) == set(expected)
-    for name, values in expected.items():
-        np.testing.assert_array_equal(
-            answer[name], np.take_along_axis(values.numpy(), best, 1), name
-        )
-    # The two stages disagree, or this would say nothing of the order.
-    assert (best != np.arange(4)).any()
-
-
-def test_blanks_stay_behind_every_video(world, raw, every_video, tmp_path):
-    second = RankingService(
-        world.ranking,
-        world.transform,
-        world.inputs,
-        world.lagged,
-        str(tmp_path),
-    )
-    service = RecommenderService(every_video, second, top_k=100)
-    request = {
-        i.name: tf.constant(raw[i.name], i.dtype) for i in service.inputs
-    }
-    blank = service.recommend(request)["video_ids"].numpy() == b""
-    assert blank.shape == (len(raw["request_time_us"]), 17)
-    assert blank.any()
-    assert (np.diff(blank.astype(int), axis=1) >= 0).all()
 
 
 def test_shorter_lists_mean_the_same_as_padded_ones(

@@ -15,7 +15,14 @@ retrieval_examples: {history_length: 10, search_tokens: 12}
 retrieval: {embedding_dim: 8, token_dim: 4, hidden_units: [16],
             num_negatives: 50, batch_size: 32, epochs: 2}
 ranking: {hidden_units: [16], batch_size: 32, epochs: 1}
-serving: {candidates: 30, top_k: 5}
+serving:
+  candidates: 30
+  top_k: 5
+  max_per_channel: 2
+  generators:
+    - {name: co_watch, candidates: 6, logged_as: related}
+    - {name: topics, candidates: 4, recent_days: 3}
+    - {name: popular, candidates: 4, logged_as: popular, recent_days: 2}
 # One epoch on 800 requests is not calibrated.
 publishing: {min_calibration: 0.5, max_calibration: 2.0}
 """

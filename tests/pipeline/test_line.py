@@ -25,6 +25,7 @@ LEARNT = (
     "ranking_examples",
     "retrieval_model",
     "index",
+    "candidate_lists",
     "ranking_model",
 )
 

@@ -19,10 +19,13 @@ from schemas.requests import raw_inputs
 START_US = 1_600_000_000_000_000
 
 
-def save(folder, function, specs):
+def save(folder, functions, specs):
     module = tf.Module()
-    module.serve = tf.function(function, input_signature=[specs])
-    tf.saved_model.save(module, str(folder), {"serving_default": module.serve})
+    signatures = {
+        name: tf.function(function, input_signature=[specs])
+        for name, function in functions.items()
+    }
+    tf.saved_model.save(module, str(folder), signatures)
     return str(folder)
 
 
@@ -39,32 +42,35 @@ def retrieval(tmp_path_factory):
 
     return save(
         tmp_path_factory.mktemp("retrieval") / "1",
-        serve,
+        {"serving_default": serve},
         {"request_time_us": tf.TensorSpec([None], tf.int64, "request_time_us")},
     )
 
 
 @pytest.fixture(scope="module")
-def ranking(tmp_path_factory):
-    """Seven minutes of c, five of every other video."""
+def recommender(tmp_path_factory):
+    """Seven minutes of c, five of d and a; all but d are of the tower."""
 
-    def serve(raw):
-        ids = raw["candidate_video_id"]
-        minutes = 5.0 + 2.0 * tf.cast(tf.equal(ids, "c"), tf.float32)
-        return {
-            "expected_watch_time_s": 60.0 * minutes,
-            "clicked": tf.fill(tf.shape(ids), 0.25),
-            "score": minutes,
+    def every_candidate(raw):
+        rows = tf.size(raw["request_time_us"])
+        of_a_row = {
+            "video_ids": ["c", "d", "a", ""],
+            "candidate_sources": ["query_tower", "co_watch", "query_tower", ""],
+            "retrieval_scores": [1.0, 0.5, 2.0, -np.inf],
+            "expected_watch_time_s": [420.0, 300.0, 300.0, 0.0],
+            "clicked": [0.25, 0.25, 0.25, 0.0],
+            "score": [7.0, 5.0, 5.0, 0.0],
         }
+        return {n: tf.repeat([v], rows, axis=0) for n, v in of_a_row.items()}
+
+    def best(raw):
+        every = every_candidate(raw)
+        return {name: values[:, :1] for name, values in every.items()}
 
     return save(
-        tmp_path_factory.mktemp("ranking") / "1",
-        serve,
-        {
-            "candidate_video_id": tf.TensorSpec(
-                [None, None], tf.string, "candidate_video_id"
-            )
-        },
+        tmp_path_factory.mktemp("recommender") / "1",
+        {"serving_default": best, "every_candidate": every_candidate},
+        {"request_time_us": tf.TensorSpec([None], tf.int64, "request_time_us")},
     )
 
 
@@ -88,14 +94,18 @@ def request(*watched):
     }
 
 
-def test_candidates_are_ranked_and_described(retrieval, ranking):
-    rows = recommend(retrieval, ranking, request("b", "e"), videos(), 10)
-    # c has 7 minutes; d and a have 5 each, d was retrieved first.
+def test_candidates_are_described(recommender):
+    rows = recommend(recommender, request("b", "e"), videos(), 10)
     assert [r.video_id for r in rows] == ["c", "d", "a"]
     assert [r.score for r in rows] == [7, 5, 5]
     assert [r.expected_watch_time_s for r in rows] == [420, 300, 300]
-    assert [r.retrieval_rank for r in rows] == [3, 1, 2]
-    assert [r.retrieval_score for r in rows] == [1, 3, 2]
+    assert [r.source for r in rows] == [
+        "query_tower",
+        "co_watch",
+        "query_tower",
+    ]
+    assert [r.retrieval_rank for r in rows] == [2, 1, 1]
+    assert [r.retrieval_score for r in rows] == [1, 0.5, 2]
     assert [r.title for r in rows] == ["Gamma", "Delta", "Alpha"]
     assert [r.channel_id for r in rows] == [None, "two", "one"]
     assert rows[0].predictions["clicked"] == 0.25
@@ -107,34 +117,34 @@ def test_candidates_are_ranked_and_described(retrieval, ranking):
     ]
 
 
-def test_the_list_is_cut(retrieval, ranking):
-    rows = recommend(retrieval, ranking, request(), videos(), 1)
+def test_the_list_is_cut(recommender):
+    rows = recommend(recommender, request(), videos(), 1)
     assert [r.video_id for r in rows] == ["c"]
     assert rows[0].why == "no watches yet"
 
 
 def test_without_a_ranking_model_the_retrieval_orders(retrieval):
-    rows = recommend(retrieval, None, request("nowhere"), videos(), 10)
+    rows = recommend(retrieval, request("nowhere"), videos(), 10)
     assert [r.video_id for r in rows] == ["d", "a", "c"]
     assert [r.score for r in rows] == [3, 2, 1]
     assert rows[0].expected_watch_time_s is None
     assert rows[0].why == "similar users"
 
 
-def test_a_model_of_another_log_is_refused(ranking, retrieval):
+def test_a_model_of_another_log_is_refused(retrieval):
     incomplete = request()
     del incomplete["request_time_us"]
     with pytest.raises(ArtifactError, match="wants request_time_us"):
-        recommend(retrieval, ranking, incomplete, videos(), 1)
+        recommend(retrieval, incomplete, videos(), 1)
 
 
-def test_rows_are_printed(retrieval, ranking, capsys):
-    rows = recommend(retrieval, ranking, request("b"), videos(), 2)
+def test_rows_are_printed(recommender, capsys):
+    rows = recommend(recommender, request("b"), videos(), 2)
     print_table("For a user", rows)
     out = capsys.readouterr().out
     for shown in ("For a user", "Gamma", "420.0 s", "0.250", "topic z"):
         assert shown in out
-    assert "query tower #3   1.00" in out
+    assert "query_tower #2   1.00" in out and "co_watch #1   0.50" in out
     assert "Alpha" not in out
     print_table("For a user", [])
     assert "For a user: nothing" in capsys.readouterr().out

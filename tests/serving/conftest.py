@@ -16,12 +16,18 @@ from models import serving
 from models.inputs import dataset, max_lengths
 from models.lagged_table import LaggedTable
 from models.ranking import RankingModel
+from models.recommender import Catalogue, export_recommender
 from models.retrieval import RetrievalModel
 from pipeline.publishing import publish
 from pipeline.run import PREPARED, Run
 from pipeline.stages import DataStages, simulate
 from schemas.artifacts import ArtifactStore, stage_key
-from schemas.config import Config, RankingConfig, RetrievalConfig
+from schemas.config import (
+    Config,
+    RankingConfig,
+    RetrievalConfig,
+    ServingConfig,
+)
 from schemas.examples import ranking_keys, ranking_labels, retrieval_keys
 from schemas.requests import raw_inputs
 from tests.serving import c_client
@@ -180,13 +186,15 @@ def published(platform):
             *first, writer.file("retrieval"), 1, top_k=CANDIDATES
         )
         serving.export_ranking(*second, writer.file("ranking"), 1)
-        serving.export_recommender(
+        export_recommender(
             platform.retrieval,
-            *(platform.ranking, *first[1:], second[-1]),
+            platform.ranking,
+            *first[1:3],
+            Catalogue(first[3]),
+            second[-1],
             writer.file("recommender"),
             1,
-            candidates=CANDIDATES,
-            top_k=TOP_K,
+            ServingConfig(candidates=CANDIDATES, top_k=TOP_K),
         )
     export = store.find("export", stage_key("export", {}, 1, {}))
     return publish(export, str(platform.folder))

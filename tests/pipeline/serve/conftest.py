@@ -33,6 +33,7 @@ beam: {num_shards: 1}
 retrieval_examples: {history_length: 6, search_tokens: 12}
 """
 FOUND = [f"v{n:06d}" for n in (40, 7, 33, 12, 25)]
+SOURCES = ["co_watch"] * 2 + ["query_tower"] * 3
 
 
 class Retrieval(tf.Module):
@@ -92,6 +93,44 @@ class Ranking(tf.Module):
         return {"serving_default": traced(self.rank, named)}
 
 
+class Recommender(tf.Module):
+    """Ranks what `Retrieval` finds; co-watch found the first two."""
+
+    def __init__(self, inputs: tuple[RawInput, ...]) -> None:
+        super().__init__(name="recommender")
+        self.inputs = tuple(i for i in inputs if i.axis != "candidate")
+        self._retrieval = Retrieval(retrieval_inputs(inputs), 0.0)
+        self._ranking = Ranking(inputs)
+
+    def every_candidate(self, raw):
+        found = self._retrieval.recommend(raw)
+        ids = found["video_ids"]
+        ranked = self._ranking.rank({CANDIDATES: ids})
+        sources = [[*SOURCES, ""]]
+        outputs = {
+            "video_ids": ids,
+            "retrieval_scores": found["scores"],
+            "candidate_sources": tf.tile(sources, [tf.shape(ids)[0], 1]),
+            **ranked,
+        }
+        order = tf.argsort(-ranked["score"], stable=True)
+        return {
+            name: tf.gather(values, order, batch_dims=1)
+            for name, values in outputs.items()
+        }
+
+    def recommend(self, raw):
+        every = self.every_candidate(raw)
+        return {name: values[:, :2] for name, values in every.items()}
+
+    def signatures(self):
+        named = tensor_specs(self.inputs)
+        return {
+            "serving_default": traced(self.recommend, named),
+            "every_candidate": traced(self.every_candidate, named),
+        }
+
+
 def publish_retrieval(work: Path, version: int, bias: float = 0.0) -> str:
     """Publishes a version of `Retrieval` for the log of a work directory."""
     service = Retrieval(retrieval_inputs(inputs_of(work)), bias)
@@ -125,7 +164,7 @@ def _make_titles_markup(work: Path) -> None:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1 of both models; tests must not write to it."""
+    """Version 1 of all models; tests must not write to it."""
     folder = tmp_path_factory.mktemp("serve")
     (folder / "small.yaml").write_text(CONFIG)
     work = folder / "work"
@@ -135,6 +174,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_retrieval(work, 1)
     service = Ranking(ranking_inputs(inputs_of(work)))
     publish(service, FOUND, f"{work}/serving/ranking", 1)
+    both = Recommender(ranking_inputs(inputs_of(work)))
+    publish(both, FOUND, f"{work}/serving/recommender", 1)
     return work
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline.serve.browser import Browser, chromium
-from tests.pipeline.serve.conftest import FOUND
+from tests.pipeline.serve.conftest import FOUND, SOURCES
 from tests.pipeline.serve.rest_client import call
 
 NONE = "no chromium on the path (Debian's package `chromium`)"
@@ -52,9 +52,11 @@ def test_a_user_of_the_log(server, made):
         number = int(row["video_id"][1:])
         assert row["score"] == number
         assert row["predictions"]["expected_watch_time_s"] == number
-        (source,) = row["sources"]
-        assert source["rank"] == FOUND.index(row["video_id"]) + 1
-    assert answer["versions"] == {"retrieval": 1, "ranking": 1}
+        place = FOUND.index(row["video_id"])
+        assert row["source"]["name"] == SOURCES[place]
+        # Among its own: co-watch has two, the tower the other three.
+        assert row["source"]["rank"] == (1, 2, 1, 2, 3)[place]
+    assert answer["versions"] == {"recommender": 1}
 
 
 def test_a_typed_history(server, made):
@@ -75,11 +77,8 @@ def test_a_typed_history(server, made):
     assert seconds[0] == pytest.approx(lasts[FOUND[0]])
     assert seconds[1] is None
     # Three watches, no age: 30 and falling.
-    scores = {
-        row["sources"][0]["rank"]: row["sources"][0]["score"]
-        for row in answer["ranked"]
-    }
-    assert scores == {1: 30.0, 2: 29.0, 3: 28.0, 4: 27.0, 5: 26.0}
+    scores = {r["video_id"]: r["source"]["score"] for r in answer["ranked"]}
+    assert [scores[v] for v in FOUND] == [30.0, 29.0, 28.0, 27.0, 26.0]
 
 
 def test_videos_are_found_by_every_word(server, made):
