@@ -69,6 +69,17 @@ INSTALL_REQUIRES = [
     "psutil>=7,<8",
 ]
 
+# For `watchnext export --onnx`.
+ONNX = [
+    # Converts the traced networks; 1.17 is the first for numpy 2 and
+    # protobuf 6.
+    "tf2onnx>=1.17,<1.18",
+    # The format and its checker.
+    "onnx>=1.20,<2",
+    # Draws them, as SVG and PNG without any program of the machine.
+    "matplotlib>=3.10,<4",
+]
+
 EXTRAS_REQUIRE = {
     # Dataflow, and gs:// for Beam. TensorFlow 2.21 reads gs:// by itself:
     # tensorflow-io-gcs-filesystem 0.37.1 does not even load beside it.
@@ -78,7 +89,12 @@ EXTRAS_REQUIRE = {
     # The driver library of Cloud TPU VMs. TensorFlow's own TPU build ends at
     # 2.20 on the package index, so 2.21 on a TPU needs the machine's build.
     "tpu": ["libtpu>=0.0.52,<0.1"],
+    "onnx": ONNX,
     "test": [
+        *ONNX,
+        # Runs what was converted, beside TensorFlow. The marker is for the
+        # lock, which looks at Pythons that this one has no wheel for.
+        "onnxruntime>=1.24,<2; python_version < '3.14'",
         "pytest>=9,<10",
         "hypothesis>=6.150,<7",
         "ruff>=0.17,<0.18",

@@ -63,7 +63,7 @@ class QueryTower(tf.Module):
             tables[_BESIDE] = tables["video"]
         self.embeddings = EmbeddingTables(tables, seed)
         self.sequence = _sequence_encoder(self._features, config, seed)
-        width = sum(self._width(f) for f in self._features) + int(example_age)
+        width = sum(self.input_widths.values())
         self.tower = Tower(
             width,
             (*config.hidden_units, config.embedding_dim),
@@ -77,6 +77,12 @@ class QueryTower(tf.Module):
     def num_parts(self) -> int:
         """Of how many embeddings, each learnt for itself, u is made."""
         return 2 if self._beside else 1
+
+    @property
+    def input_widths(self) -> dict[str, int]:
+        """Feature -> its share of the tower's input."""
+        widths = {f.name: self._width(f) for f in self._features}
+        return widths | ({AGE: 1} if self.example_age else {})
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:

@@ -122,6 +122,12 @@ class RankingModel(tfrs.Model):
             )
 
     @property
+    def input_widths(self) -> dict[str, int]:
+        """Feature -> its share of the first layer's input."""
+        features = (*self._of_request, *self._of_candidate)
+        return {f.name: self._width(f) for f in features}
+
+    @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
         """Variables whose rows are updated sparsely."""
         return self.embeddings.table_variables

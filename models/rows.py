@@ -7,14 +7,32 @@ their gradients.
 
 XLA needs shapes that do not depend on values, and has no sparse segment sum:
 where it compiles (`jit_compile=True`, a TPU) the same sums are made with
-padding. Numbers agree up to the order of additions.
+padding. So they are in a graph for other runtimes (`padded_sums`). Numbers
+agree up to the order of additions.
 """
 
+import contextlib
+import contextvars
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from models.keras_setup import tf
+
+_PADDED = contextvars.ContextVar("padded_sums", default=False)
+
+
+@contextlib.contextmanager
+def padded_sums() -> Iterator[None]:
+    """Traces sums over bags inside as a gather and a matrix product.
+
+    Every runtime has these two; few have a sparse segment sum.
+    """
+    token = _PADDED.set(True)
+    try:
+        yield
+    finally:
+        _PADDED.reset(token)
 
 
 def in_xla() -> bool:
@@ -128,7 +146,7 @@ def sum_prefixes(
     longest = None if None in firsts else max(f for f in firsts if f)
     ids = ids[:, :longest]
     slots = tf.range(tf.shape(ids)[1])
-    if in_xla():
+    if in_xla() or _PADDED.get():
         within = [slots < first if first else slots >= 0 for first in firsts]
         weights = tf.cast(tf.stack(within) & (ids > 0)[:, None, :], tf.float32)
         return tf.matmul(weights, tf.gather(table, tf.maximum(ids, 0)))

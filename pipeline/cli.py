@@ -206,13 +206,22 @@ def export(
     workdir: WorkdirOption,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    onnx: Annotated[
+        bool,
+        typer.Option("--onnx", help="Also both networks as ONNX, and drawn."),
+    ] = False,
 ) -> None:
-    """Write the SavedModels for TF Serving."""
-    run = _run(config, workdir, overrides).building("export")
+    """Write the SavedModels for TF Serving; publish them if the gates pass."""
+    run = _run(config, workdir, overrides).building("export", "onnx")
     from pipeline.model_stages import ModelStages
-    from pipeline.publishing import publish
+    from pipeline.push import push
 
-    publish(ModelStages(run).export(), workdir)
+    stages = ModelStages(run)
+    if onnx:
+        from pipeline.onnx_stage import write_onnx
+
+        write_onnx(stages)
+    push(stages)
 
 
 @app.command(epilog=_epilog("evaluate"))

@@ -4,11 +4,13 @@ from beam_jobs.events import read_tables
 from models.serving import RECOMMENDER, RETRIEVAL
 from pipeline.console import print_metrics
 from pipeline.model_stages import ModelStages
-from pipeline.publishing import publish
+from pipeline.publishing import models_of
+from pipeline.push import push
 from pipeline.recommend import print_table, request_of_user
 from pipeline.recommend import recommend as ranked
 from pipeline.run import LEARNT, Run
 from pipeline.stages import make_events, prepare
+from schemas.artifacts import join
 
 DEMO_USERS, DEMO_ROWS = 3, 8
 
@@ -23,7 +25,7 @@ def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
     stages.candidate_lists()
     if stages.has_ranking:
         stages.ranking_model()
-    publish(stages.export(), run.workdir)
+    push(stages)
     print_metrics(stages.evaluation().metrics)
     return stages
 
@@ -57,7 +59,9 @@ def _print_list(
     request = request_of_user(
         user, files, data.schema, stages.raw_inputs, as_of_us
     )
-    models = publish(stages.export(), stages.run.workdir)
+    # What was exported, whether it passed the gates or not.
+    export = stages.export()
+    models = {m: join(export.path, m, "1") for m in models_of(export)}
     videos = read_tables(files["videos"], data.schema.arrow("videos"))
     rows = ranked(
         models.get(RECOMMENDER, models[RETRIEVAL]),

@@ -20,6 +20,7 @@ from pipeline import generator_lists
 from pipeline.cluster import current_task
 from pipeline.console import say
 from pipeline.distribution import launch_local_workers
+from pipeline.lineage import refuse_strangers
 from pipeline.model_training import Model, Trainer, Workers
 from pipeline.refresh import FROM_NOTHING, Refresh
 from pipeline.retrieval_measures import RetrievalMeasures
@@ -29,6 +30,10 @@ from schemas.artifacts import Artifact, ArtifactWriter
 from schemas.requests import RawInput, raw_inputs
 
 _STATISTICS = "statistics.parquet"
+_EXPORTED = (
+    *("retrieval_model", "ranking_model", "index", "transform"),
+    "candidate_lists",
+)
 
 
 class ModelStages:
@@ -137,29 +142,42 @@ class ModelStages:
 
     # Export ---------------------------------------------------------------
 
+    def parts(self) -> dict[str, Artifact]:
+        """Stage -> what is exported, and what it was learnt from."""
+        parts = {
+            "vocabularies": self.data.vocabularies(),
+            "transform": self.data.transform(),
+            "retrieval_examples": self.data.retrieval_examples(),
+            "retrieval_model": self.retrieval_model(),
+            "index": self.index(),
+        }
+        if self.has_ranking:
+            parts["ranking_examples"] = self.data.ranking_examples()
+            parts["ranking_model"] = self.ranking_model()
+        if (lists := self.candidate_lists()) is not None:
+            parts["candidate_lists"] = lists
+        return parts
+
     def export(self) -> Artifact:
         """Writes the SavedModels."""
-        models = {"retrieval_model": self.retrieval_model()}
-        index, lists = self.index(), self.candidate_lists()
-        if self.has_ranking:
-            models["ranking_model"] = self.ranking_model()
-        inputs = {name: m.fingerprint() for name, m in models.items()} | {
-            "index": index.fingerprint(),
-            "transform": self.data.transform().fingerprint(),
-            "videos": self.data.events.fingerprint("videos-"),
-        }
+        parts = self.parts()
+        refuse_strangers(parts)
+        index, lists = parts["index"], parts.get("candidate_lists")
+        inputs = {
+            name: parts[name].fingerprint()
+            for name in _EXPORTED
+            if name in parts
+        } | {"videos": self.data.events.fingerprint("videos-")}
         if self.has_ranking and self._has_lagged:
             # The ranking SavedModel carries their newest values.
             examples = self.data.ranking_examples()
             inputs["statistics"] = examples.fingerprint(_STATISTICS)
-        if lists is not None:
-            inputs["candidate_lists"] = lists.fingerprint()
 
         def write(writer: ArtifactWriter) -> None:
             from models import recommender, serving
 
             config = self.run.config.serving
-            retrieval = RetrievalModel.load(models["retrieval_model"].path)
+            retrieval = RetrievalModel.load(parts["retrieval_model"].path)
             graph, inputs = self.data.transform_graph, self.raw_inputs
             video_ids = self.data.vocabularies().file("video.txt")
             serving.export_retrieval(
@@ -174,7 +192,7 @@ class ModelStages:
             )
             if not self.has_ranking:
                 return
-            ranking = RankingModel.load(models["ranking_model"].path)
+            ranking = RankingModel.load(parts["ranking_model"].path)
             lagged = self._lagged_table()
             serving.export_ranking(
                 ranking, graph, inputs, lagged, writer.file(serving.RANKING), 1

@@ -60,6 +60,7 @@ COMMANDS = {
     "candidate_lists": "index",
     "ranking_model": "train ranking",
     "export": "export",
+    "onnx": "export --onnx",
     "evaluation": "evaluate",
     "recommendations": "recommend --all-users",
 }

@@ -199,7 +199,7 @@ class DataStages:
             from beam_jobs import vocabularies
 
             writer.counts |= vocabularies.run(
-                self._part("train"),
+                self.part("train"),
                 self.entity_files("users"),
                 self.entity_files("videos"),
                 self.bounds,
@@ -223,7 +223,7 @@ class DataStages:
         def write(writer: ArtifactWriter) -> None:
             from beam_jobs import transform
 
-            files = self._part("train") | {
+            files = self.part("train") | {
                 t: self.entity_files(t) for t in ENTITY_KEYS
             }
             writer.counts |= transform.run(
@@ -289,7 +289,7 @@ class DataStages:
 
             config = self.run.config
             writer.counts |= retrieval_examples.run(
-                {part: self._part(part) for part in read},
+                {part: self.part(part) for part in read},
                 self.entity_files("users"),
                 self.bounds,
                 self.vocabularies().path,
@@ -320,7 +320,7 @@ class DataStages:
             from beam_jobs import ranking_examples
 
             config = self.run.config
-            by_part = {part: self._part(part) for part in read}
+            by_part = {part: self.part(part) for part in read}
             writer.counts |= ranking_examples.run(
                 files={
                     table: {part: by_part[part][table] for part in read}
@@ -355,7 +355,7 @@ class DataStages:
             self._found[name] = self.run.stage(name, chosen, inputs, write)
         return self._found[name]
 
-    def _part(self, part: str) -> dict[str, list[str]]:
+    def part(self, part: str) -> dict[str, list[str]]:
         """Timed table -> files of one part of the split."""
         return {
             table: self.split().files(f"{part}/{table}-")

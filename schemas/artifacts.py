@@ -141,11 +141,13 @@ class Artifact:
         return digest([[n, files[n]["sha256"]] for n in names])
 
     def verify(self) -> None:
-        """Reads every file and compares size and sha256.
+        """Reads every file and compares size and sha256; checks the key.
 
         Raises:
-          ArtifactError: naming the file and both sides.
+          ArtifactError: naming the file and both sides; or that manifest and
+            marker are of different versions.
         """
+        self._check_key()
         for name, expected in self.manifest["files"].items():
             path = join(self.path, *name.split("/"))
             if not FileSystems.exists(path):
@@ -160,6 +162,24 @@ class Artifact:
                     f"{found['sha256'][:12]}. Delete the folder "
                     f"{self.path} and run the stage again."
                 )
+
+    def _check_key(self) -> None:
+        """Manifest and marker must have the key of what the manifest says."""
+        said = self.manifest
+        follows = digest(
+            {
+                "schema_version": said["schema_version"],
+                **{n: said[n] for n in ("stage", "config", "seed", "inputs")},
+            }
+        )
+        marker = _read_text(join(self.path, MARKER)).strip()
+        if not follows == self.key == marker:
+            raise ArtifactError(
+                f"{self.path} is put together from different versions: its "
+                f"{MARKER} says {marker[:12]}, its {MANIFEST} {self.key[:12]}, "
+                f"whose content has the key {follows[:12]}. Delete the folder "
+                "and run the stage again, or copy a whole one."
+            )
 
 
 @dataclasses.dataclass

@@ -315,6 +315,24 @@ class ServingConfig(Section):
         return self
 
 
+class PublishingConfig(Section):
+    """What an export must show on the validation part to be published."""
+
+    # Of the retrieval's hit rate: the share of the published version's that a
+    # new one may lose. 0.1: of 0.40, down to 0.36.
+    max_loss_of_hit_rate: Share = 0.1
+    # Of the ranking's `weighted_per_user_loss`: the share of the published
+    # version's that a new one may be higher by.
+    max_rise_of_ranking_loss: Annotated[float, Field(ge=0)] = 0.1
+    # Mean expected watch time over mean watch time, all impressions.
+    min_calibration: Annotated[float, Field(ge=0)] = 0.9
+    max_calibration: Annotated[float, Field(ge=0)] = 1.1
+    # Requests of so many users, from the validation part, are asked.
+    users: Positive = 1000
+    # Share of them that may be answered by no video, or by scores all equal.
+    max_bad_answers: Share = 0.01
+
+
 class EvaluationConfig(Section):
     """The held-out measurements."""
 
@@ -353,4 +371,5 @@ class Config(Section):
     index: IndexConfig = IndexConfig()
     ranking: RankingConfig = RankingConfig()
     serving: ServingConfig = ServingConfig()
+    publishing: PublishingConfig = PublishingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -23,6 +23,8 @@ serving:
     - {name: co_watch, candidates: 6, logged_as: related}
     - {name: topics, candidates: 4, recent_days: 3}
     - {name: popular, candidates: 4, logged_as: popular, recent_days: 2}
+# One epoch on 800 requests is not calibrated.
+publishing: {min_calibration: 0.5, max_calibration: 2.0}
 """
 
 

@@ -1,6 +1,8 @@
 import errno
 import hashlib
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,34 @@ def test_a_resumable_version_goes_on_where_it_was_ended(store) -> None:
     assert store.unfinished("lists", key) is None
     # The next one begins anew.
     assert write(INPUTS, "e") == ["UNFINISHED"]
+
+
+@pytest.mark.parametrize("foreign", ["COMPLETED", "manifest.json"])
+def test_a_folder_with_another_versions_marker_or_manifest_is_refused(
+    store: ArtifactStore, tmp_path: Path, foreign: str
+) -> None:
+    """Files of one run, marker or manifest of another: each valid alone."""
+    key = _write(store, {"a.txt": "x"})
+    other = ArtifactStore(str(tmp_path / "other"))
+    with other.write("split", CONFIG, 2, INPUTS) as writer:
+        Path(writer.file("a.txt")).write_text("x")
+    ours, theirs = (Path(s.versions("split")[0].path) for s in (store, other))
+    shutil.copy(theirs / foreign, ours / foreign)
+    with pytest.raises(ArtifactError, match="put together from different"):
+        store.latest("split", "prepare")
+    if foreign == "COMPLETED":
+        with pytest.raises(ArtifactError, match="put together from different"):
+            store.find("split", key)
+
+
+def test_a_manifest_with_a_changed_key_is_refused(store: ArtifactStore) -> None:
+    """Whoever writes our key into a foreign manifest and marker is told."""
+    with store.write("split", CONFIG, 2, INPUTS) as writer:
+        Path(writer.file("a.txt")).write_text("x")
+    folder = Path(store.versions("split")[0].path)
+    key = stage_key("split", CONFIG, 1, INPUTS)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "key": key}))
+    (folder / "COMPLETED").write_text(key + "\n")
+    with pytest.raises(ArtifactError, match="put together from different"):
+        store.find("split", key)
