@@ -114,8 +114,8 @@ class RecommendationModel(ModelHandler[ShardRequests, ShardLists, SavedModel]):
 
     A shard is what RunInference takes for a batch; so its users stay together
     and no shuffle comes between the reading and the writing of a shard. The
-    rows of its answer have `user_id`, and as lists by falling score, without
-    blanks: `video_ids`, `scores`, and each further output of the model.
+    rows of its answer have `user_id`, and as lists in the model's order,
+    without blanks: `video_ids`, `scores`, and each further output.
 
     Args:
       path: a version of `recommender` or `retrieval`, exported.

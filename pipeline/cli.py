@@ -300,11 +300,11 @@ def recommend(
     overrides: SetOption = None,
 ) -> None:
     """Recommend by the exported SavedModels, to one user or to all."""
+    if not all_users and (output or context.args):
+        option = "--output" if output else context.args[0]
+        raise UsageError(f"There is no option {option} without --all-users.")
     if (user is None) != all_users:
         raise UsageError("Give --user ID or --all-users, one of the two.")
-    if user is not None and (output or context.args):
-        unknown = "--output" if output else context.args[0]
-        raise UsageError(f"{unknown} is for --all-users; --user only prints.")
     prepared = _run(config, workdir, overrides, context)
     from pipeline.all_users import parse_moment, recommend_to_all
     from pipeline.line import recommend as list_for
