@@ -195,14 +195,11 @@ def call(model, inputs):
         for name, spec in wanted.items()
     })
 
-ids = call("retrieval", request)["video_ids"].numpy()
-ids = ids[:, ids[0] != b""]
-seconds = call("ranking", {**request, "candidate_video_id": ids})[
-    "expected_watch_time_s"
-].numpy()[0]
-best = np.argsort(-seconds, kind="stable")[:5]
+answer = call("recommender", request)
+ids = answer["video_ids"].numpy()[0]
+seconds = answer["expected_watch_time_s"].numpy()[0]
 assert not {"pipeline", "models", "schemas", "beam_jobs"} & set(sys.modules)
-print(json.dumps([[ids[0][i].decode(), float(seconds[i])] for i in best]))
+print(json.dumps([[v.decode(), float(s)] for v, s in zip(ids, seconds)]))
 """
 
 
