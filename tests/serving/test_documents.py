@@ -147,7 +147,8 @@ def test_signatures_are_as_documented(signatures):
             if set(taken) == {"examples"}:
                 inputs = f"`examples` {shape_of(taken['examples'], '')}"
             last = "n" if model == "ranking" else "K"
-            last = "D" if name == "query_embedding" else last
+            special = {"query_embedding": "D", "every_candidate": "C"}
+            last = special.get(name, last)
             found[model, name] = (
                 inputs,
                 {
