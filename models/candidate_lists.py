@@ -9,18 +9,15 @@ watches. In: watches, videos, users. Out: `<generator>.npz`, which the
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from scipy import sparse
 
 from models.baselines import Watches, popularity_counts
 from models.co_watch import CoWatch
-from schemas.hashing import hash_strings
 from schemas.vocabularies import Vocabulary
 
 
@@ -91,7 +88,8 @@ def topic_lists(
 
 def popular_lists(
     watches: Watches,
-    region_of_user: Mapping[int, int],
+    users: np.ndarray,
+    region_of_user: np.ndarray,
     regions: int,
     videos: int,
     most: int,
@@ -102,15 +100,21 @@ def popular_lists(
 
     Args:
       watches: those that count.
-      region_of_user: hash of the user id -> region, 1..K; others have none.
+      users: uint64 [n], distinct hashes of user ids.
+      region_of_user: int [n], 1..K, 0 for none; others have none either.
       regions: K.
       videos: V.
       most: M.
     """
-    users, which = np.unique(watches.user, return_inverse=True)
-    region = np.array([region_of_user.get(int(u), 0) for u in users], np.int64)
-    own, video = region[which], watches.video - 1
-    known = own > 0
+    order = np.argsort(users)
+    users, region_of_user = users[order], region_of_user[order]
+    place = np.searchsorted(users, watches.user)
+    place = np.minimum(place, len(users) - 1)
+    own = np.zeros(len(watches.user), np.int64)
+    if len(users):
+        there = users[place] == watches.user
+        own = np.where(there, region_of_user[place], 0)
+    video, known = watches.video - 1, own > 0
     # Each watch counts for everybody's list and for its region's.
     key = np.concatenate([np.zeros_like(own), own[known]])
     video = np.concatenate([video, video[known]])
@@ -120,42 +124,33 @@ def popular_lists(
     return CandidateLists(ids[1:], scores[1:])
 
 
-def read_topics(
-    files: Sequence[str], videos: Vocabulary, topics: Vocabulary, most: int
+def topics_of_videos(
+    rows: pa.Table, videos: Vocabulary, topics: Vocabulary, most: int
 ) -> np.ndarray:
-    """The first topics of each video, int32 [V + 1, most], 0 for none."""
+    """The first topics of each video.
+
+    Args:
+      rows: the videos table; `video_id` and `topics` are read.
+      videos: V terms.
+      topics: K terms.
+      most: how many of a video's list count.
+
+    Returns:
+      int32 [V + 1, most], 0 for none; row 0 is of no video.
+    """
     found = np.zeros((videos.size + 1, most), np.int32)
-    for path in files:
-        rows = _read(path, ["video_id", "topics"])
-        video = videos.ids(rows["video_id"])
-        lists = rows["topics"].combine_chunks()
-        row = pc.list_parent_indices(lists).to_numpy()
-        # The place of each within its list.
-        starts = np.flatnonzero(np.diff(row, prepend=-1))
-        lengths = np.diff(starts, append=len(row))
-        place = np.arange(len(row)) - np.repeat(starts, lengths)
-        kept = place < most
-        topic = topics.ids(pc.list_flatten(lists))
-        found[video[row[kept]], place[kept]] = topic[kept]
+    video = videos.ids(rows["video_id"])
+    lists = rows["topics"].combine_chunks()
+    row = pc.list_parent_indices(lists).to_numpy()
+    # The place of each within its list.
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    lengths = np.diff(starts, append=len(row))
+    place = np.arange(len(row)) - np.repeat(starts, lengths)
+    kept = place < most
+    topic = topics.ids(pc.list_flatten(lists))
+    found[video[row[kept]], place[kept]] = topic[kept]
     found[0] = 0
     return found
-
-
-def read_regions(files: Sequence[str], regions: Vocabulary) -> dict[int, int]:
-    """Hash of the user id -> region, of users whose region is known."""
-    found: dict[int, int] = {}
-    for path in files:
-        rows = _read(path, ["user_id", "region"])
-        region = regions.ids(rows["region"])
-        user = hash_strings(rows["user_id"])
-        known = region > 0
-        found |= zip(user[known].tolist(), region[known].tolist(), strict=True)
-    return found
-
-
-def _read(path: str, columns: list[str]) -> pa.Table:
-    with FileSystems.open(path) as stream:
-        return pq.read_table(stream, columns=columns)
 
 
 def _shares(

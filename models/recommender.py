@@ -36,7 +36,7 @@ from models.serving import (
     RetrievalService,
     Tensors,
 )
-from schemas.config import GeneratorName, ServingConfig
+from schemas.config import GeneratorConfig, GeneratorName, ServingConfig
 from schemas.errors import InputError
 from schemas.requests import RawInput
 
@@ -178,43 +178,52 @@ class RecommenderService(tf.Module):
         features = self._retrieval.features(
             {i.name: raw[i.name] for i in self._retrieval.inputs}
         )
+        watching = self._watching(raw, features)
+        # Nobody is shown the very video that is being watched.
+        excluded = tf.concat(
+            [self._retrieval.watched(features), watching[:, None]], axis=1
+        )
+        last = tf.maximum(features["watch_history"][:, 0], 0)
+        keys = {
+            "video": tf.where(watching < 0, last, watching),
+            # Without regions everybody's list, which is 0.
+            "region": features.get(_REGION, tf.zeros_like(last)),
+        }
         offers = [
-            self._offer(generator.name, generator.candidates, features, raw)
+            self._offer(generator, features, keys, excluded)
             for generator in self._config.generators
         ]
-        ids, scores = self._retrieval.nearest(features)
+        ids, scores = self._retrieval.nearest(features, excluded)
         offers.append((tf.cast(ids, tf.int32), scores))
         ids, scores, which = joined(offers, self._retrieval.top_k)
         return ids, scores, tf.where(which < 0, len(offers), which)
 
     def _offer(
         self,
-        name: GeneratorName,
-        number: int,
+        generator: GeneratorConfig,
         features: Tensors,
-        raw: Tensors,
+        keys: Tensors,
+        excluded: tf.Tensor,
     ) -> Offer:
-        if name == "sequence":
-            ids, scores = self._retrieval.nearest(features, sequence_only=True)
+        if generator.name == "sequence":
+            ids, scores = self._retrieval.nearest(
+                features, excluded, sequence_only=True
+            )
+            number = generator.candidates
             return tf.cast(ids[:, :number], tf.int32), scores[:, :number]
-        lookup = self._lookups[name]
-        if lookup.by_video:
-            key = self._query_video(features, raw)
-        elif _REGION in features:
-            key = features[_REGION]
-        else:  # Everybody's list.
-            key = tf.zeros_like(features["watch_history"][:, 0])
-        return lookup(key, self._retrieval.excluded(features))
+        lookup = self._lookups[generator.name]
+        key = keys["video" if lookup.by_video else "region"]
+        return lookup(key, excluded)
 
-    def _query_video(self, features: Tensors, raw: Tensors) -> tf.Tensor:
-        """Id of the video being watched, else of the last one, int64 [B]."""
-        last = tf.maximum(features["watch_history"][:, 0], 0)
+    def _watching(self, raw: Tensors, features: Tensors) -> tf.Tensor:
+        """Id of the video being watched, int64 [B]; 0 unknown, -1 none."""
+        none = -tf.ones_like(features["watch_history"][:, 0])
         if _QUERY_VIDEO not in raw:
-            return last
+            return none
         watching = raw[_QUERY_VIDEO]
         # Line numbers are from 0.
         ids = self._ids.lookup(watching) + 1
-        return tf.where(tf.equal(watching, ""), last, ids)
+        return tf.where(tf.equal(watching, ""), none, ids)
 
     def _to_rank(
         self, raw: Tensors, names: tf.Tensor, which: tf.Tensor

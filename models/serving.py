@@ -103,16 +103,22 @@ class RetrievalService(tf.Module):
 
     def recommend(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Returns `video_ids` string [B, K] and `scores` float32 [B, K]."""
-        ids, scores = self.nearest(self.features(raw))
+        features = self.features(raw)
+        ids, scores = self.nearest(features, self.watched(features))
         return {"video_ids": self.names(ids), "scores": scores}
 
     def nearest(
-        self, features: Tensors, *, sequence_only: bool = False
+        self,
+        features: Tensors,
+        excluded: tf.Tensor,
+        *,
+        sequence_only: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The best videos of the transform graph's features.
 
         Args:
           features: of `features`.
+          excluded: int64 [B, E], ids that are not wanted.
           sequence_only: by the encoder's part of the embedding alone, of a
             model with `sequence` and `place: beside`.
 
@@ -127,11 +133,11 @@ class RetrievalService(tf.Module):
             encoded *= self.num_parts
             silent = [tf.zeros_like(part) for part in towered]
             queries = tf.concat([*silent, encoded], axis=1)
-        scores, ids = self._search(queries, self.excluded(features))
+        scores, ids = self._search(queries, excluded)
         return ids, scores / self.num_parts if sequence_only else scores
 
-    def excluded(self, features: Tensors) -> tf.Tensor:
-        """Ids that are not to be recommended, int64 [B, E]."""
+    def watched(self, features: Tensors) -> tf.Tensor:
+        """Ids not to be recommended again, int64 [B, E]."""
         watched = features["watch_history"]
         return watched[:, :0] if self._keep_watched else watched
 

@@ -190,13 +190,15 @@ def answer_gates(
             alike: np.ndarray = np.all(
                 answers.lists == answers.lists[:1], axis=1
             )
-            gate = _at_most(
-                f"{model}.one_list_for_all", _share(alike), 1, again
+            gates.append(
+                Gate(
+                    f"{model}.one_list_for_all",
+                    _share(alike),
+                    "below 1",
+                    not alike.all(),
+                    again,
+                )
             )
-            below = dataclasses.replace(
-                gate, bound="below 1", passed=not alike.all()
-            )
-            gates.append(below)
     return gates
 
 

@@ -7,23 +7,22 @@ knows of videos beside the models.
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
+from beam_jobs.events import read_tables
 from models.baselines import Watches, read_watches
 from models.candidate_lists import (
     CandidateLists,
     co_watch_lists,
     popular_lists,
-    read_regions,
-    read_topics,
     topic_lists,
+    topics_of_videos,
 )
 from models.recommender import Catalogue
 from pipeline.stages import DataStages
 from schemas.artifacts import Artifact, ArtifactWriter
 from schemas.config import GeneratorConfig
 from schemas.errors import UsageError
+from schemas.hashing import hash_strings
 from schemas.split import DAY_US
 from schemas.vocabularies import read_vocabulary
 
@@ -100,8 +99,8 @@ def _by_topic(data: DataStages, watches: Watches, most: int) -> CandidateLists:
             "No video of the log has a topic, so the generator `topics` has "
             "nothing to offer. Leave it out of serving.generators."
         )
-    of_video = read_topics(
-        data.entity_files("videos"),
+    of_video = topics_of_videos(
+        _columns(data, "videos", "video_id", "topics"),
         videos,
         topics,
         data.run.config.ranking_examples.max_list,
@@ -112,25 +111,30 @@ def _by_topic(data: DataStages, watches: Watches, most: int) -> CandidateLists:
 def _by_region(
     data: DataStages, watches: Watches, videos: int, most: int
 ) -> CandidateLists:
-    if not data.schema.has("users", "region"):
-        return popular_lists(watches, {}, 0, videos, most)
-    regions = read_vocabulary(data.vocabularies().path, "region")
-    of_user = read_regions(data.entity_files("users"), regions)
-    return popular_lists(watches, of_user, regions.size, videos, most)
+    users: np.ndarray = np.zeros(0, np.uint64)
+    of_user: np.ndarray = np.zeros(0, np.int64)
+    regions = 0
+    if data.schema.has("users", "region"):
+        vocabulary = read_vocabulary(data.vocabularies().path, "region")
+        rows = _columns(data, "users", "user_id", "region")
+        users, regions = hash_strings(rows["user_id"]), vocabulary.size
+        of_user = vocabulary.ids(rows["region"])
+    return popular_lists(watches, users, of_user, regions, videos, most)
 
 
 def _channels(data: DataStages) -> np.ndarray:
     """A number from 1 per channel, int32 [V + 1]; 0 where there is none."""
     videos = read_vocabulary(data.vocabularies().path, "video")
-    columns = ["video_id", "channel_id"]
-    tables = []
-    for path in data.entity_files("videos"):
-        with FileSystems.open(path) as stream:
-            tables.append(pq.read_table(stream, columns=columns))
-    rows = pa.concat_tables(tables)
+    rows = _columns(data, "videos", "video_id", "channel_id")
     codes = rows["channel_id"].combine_chunks().dictionary_encode().indices
     numbers = np.asarray(pc.fill_null(pc.add(codes, 1), 0))
     channels = np.zeros(videos.size + 1, np.int32)
     channels[videos.ids(rows["video_id"])] = numbers
     channels[0] = 0
     return channels
+
+
+def _columns(data: DataStages, table: str, *names: str) -> pa.Table:
+    columns = data.schema.arrow(table)
+    wanted = pa.schema([columns.field(name) for name in names])
+    return read_tables(data.entity_files(table), wanted)

@@ -109,11 +109,14 @@ class ModelStages:
         config = self.run.config.serving
         wanted = generator_lists.wanted(self.data)
         if config.generators and not self.has_ranking:
-            say(
-                "serving.generators is left out: without impressions there is "
-                "no ranking model, and their scores do not compare."
-            )
-        if not wanted or not self.has_ranking:
+            if "candidate_lists" not in self.run.told:
+                say(
+                    "serving.generators is left out: without impressions there "
+                    "is no ranking model, and their scores do not compare."
+                )
+                self.run.told.add("candidate_lists")
+            return None
+        if not wanted:
             return None
         names = ",".join(
             f"{g.name}:{g.candidates}:{g.recent_days}" for g in wanted

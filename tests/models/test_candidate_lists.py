@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from models.baselines import Watches
@@ -10,11 +9,9 @@ from models.candidate_lists import (
     CandidateLists,
     co_watch_lists,
     popular_lists,
-    read_regions,
-    read_topics,
     topic_lists,
+    topics_of_videos,
 )
-from schemas.hashing import hash_strings
 from schemas.vocabularies import Vocabulary
 
 
@@ -52,7 +49,14 @@ def test_topics_list_their_most_watched_videos():
 
 def test_regions_list_what_their_users_watch_and_key_0_everybody():
     watches = watches_of((7, 1), (7, 2), (8, 2), (9, 3), (9, 3), (9, 2))
-    lists = popular_lists(watches, {7: 1, 8: 1, 9: 0}, 2, 3, 3)
+    lists = popular_lists(
+        watches,
+        np.array([9, 8, 7, 5], np.uint64),
+        np.array([0, 1, 1, 2]),
+        2,
+        3,
+        3,
+    )
     np.testing.assert_array_equal(lists.ids, [[2, 3, 1], [2, 1, 0], [0, 0, 0]])
     np.testing.assert_allclose(lists.scores[0], [3 / 6, 2 / 6, 1 / 6], 1e-6)
     np.testing.assert_allclose(lists.scores[1], [2 / 3, 1 / 3, 0], 1e-6)
@@ -66,12 +70,12 @@ def test_random_lists_are_the_sorted_counts():
         1 + (rng.random(3000) ** 2 * 40).astype(np.int64),
         np.arange(3000),
     )
-    regions = {u: u % 4 for u in range(50)}
-    lists = popular_lists(watches, regions, 3, 40, 7)
+    # Of the user 49 nothing is known.
+    users = rng.permutation(49)
+    lists = popular_lists(watches, users.astype(np.uint64), users % 4, 3, 40, 7)
     for region in range(4):
-        own = watches.video[
-            (region == 0) | (watches.user % 4 == max(region, 0))
-        ]
+        theirs = (watches.user % 4 == region) & (watches.user < 49)
+        own = watches.video[(region == 0) | theirs]
         counts = np.bincount(own, minlength=41)[1:]
         best = np.argsort(-counts, kind="stable")[:7]
         np.testing.assert_array_equal(lists.ids[region], best + 1)
@@ -92,25 +96,20 @@ def test_lists_are_read_as_they_were_written(tmp_path, keys):
     assert (read.keys_of_video is None) == (keys is None)
 
 
-def test_topics_and_regions_are_read_by_vocabulary(tmp_path):
-    pq.write_table(
-        pa.table(
-            {
-                "video_id": ["b", "a", "x", "c"],
-                "topics": [["t", "s", "t"], None, ["t"], ["?", "s"]],
-            }
-        ),
-        tmp_path / "videos",
+def test_topics_are_read_by_vocabulary():
+    rows = pa.table(
+        {
+            "video_id": ["b", "a", "x", "c"],
+            "topics": [["t", "s", "t"], None, ["t"], ["?", "s"]],
+        }
     )
     videos = Vocabulary.of_terms("video", ["a", "b", "c"], [3, 2, 1])
     topics = Vocabulary.of_terms("topic", ["s", "t"], [2, 1])
-    found = read_topics([str(tmp_path / "videos")], videos, topics, 2)
+    found = topics_of_videos(rows, videos, topics, 2)
     np.testing.assert_array_equal(found, [[0, 0], [0, 0], [2, 1], [0, 1]])
 
-    pq.write_table(
-        pa.table({"user_id": ["u", "v", "w"], "region": ["r", None, "?"]}),
-        tmp_path / "users",
-    )
-    regions = Vocabulary.of_terms("region", ["q", "r"], [2, 1])
-    known = int(hash_strings(pa.chunked_array([["u"]]))[0])
-    assert read_regions([str(tmp_path / "users")], regions) == {known: 2}
+
+def test_without_users_only_everybody_has_a_list():
+    nobody = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    lists = popular_lists(watches_of((7, 2), (8, 2), (8, 1)), *nobody, 0, 3, 2)
+    np.testing.assert_array_equal(lists.ids, [[2, 1]])
