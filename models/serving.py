@@ -221,6 +221,15 @@ class RankingService(tf.Module):
 
     def rank(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Returns every output of the model, float32 [B, n] each."""
+        candidates = raw[requests.CANDIDATES]
+        sent = tf.shape(candidates)[1]
+        return {
+            name: tf.where(candidates == "", 0.0, values[:, :sent])
+            for name, values in self._predict(self.features(raw)).items()
+        }
+
+    def features(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        """What the model predicts from: the transform graph's, and a count."""
         tensors, pieces = requests.fitted(raw, self.inputs)
         candidates = tensors[requests.CANDIDATES]
         if self._lagged is not None:
@@ -236,11 +245,7 @@ class RankingService(tf.Module):
         slots = tf.range(1, tf.shape(used)[1] + 1)
         last = tf.reduce_max(tf.where(used, slots, 0), axis=1)
         features[COUNT] = tf.cast(last, tf.int64)
-        sent = tf.shape(raw[requests.CANDIDATES])[1]
-        return {
-            name: tf.where(used, values, 0.0)[:, :sent]
-            for name, values in self._predict(features).items()
-        }
+        return features
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Signature name -> function, traced."""

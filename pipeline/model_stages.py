@@ -196,7 +196,7 @@ class ModelStages:
             if not self.has_ranking:
                 return
             ranking = RankingModel.load(parts["ranking_model"].path)
-            lagged = self._lagged_table()
+            lagged = self.lagged_table()
             serving.export_ranking(
                 ranking, graph, inputs, lagged, writer.file(serving.RANKING), 1
             )
@@ -220,7 +220,7 @@ class ModelStages:
     def _has_lagged(self) -> bool:
         return self.run.config.ranking_examples.lagged_statistics
 
-    def _lagged_table(self) -> Any:
+    def lagged_table(self) -> Any:
         from models.lagged_table import LaggedTable
 
         if not self._has_lagged:

@@ -61,6 +61,13 @@ def records(path: str) -> list[bytes]:
 
 def in_c(program: Path, folder: str, logs: Sequence[bytes]) -> list[Answer]:
     """Asks the C program, which ends well whatever it is asked."""
+    return [answer for answer, _ in timed_in_c(program, folder, logs)]
+
+
+def timed_in_c(
+    program: Path, folder: str, logs: Sequence[bytes]
+) -> list[tuple[Answer, float]]:
+    """Answers, and the seconds that the model took for each."""
     requests = program.parent / "requests"
     with tf.io.TFRecordWriter(str(requests)) as writer:
         for record in logs:
@@ -76,10 +83,11 @@ def in_c(program: Path, folder: str, logs: Sequence[bytes]) -> list[Answer]:
     assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
     answers, rest = [], done.stdout
     while rest:
-        answered, size = struct.unpack_from("<?Q", rest)
-        payload, rest = rest[9 : 9 + size], rest[9 + size :]
+        answered, took_ns, size = struct.unpack_from("<?QQ", rest)
+        payload, rest = rest[17 : 17 + size], rest[17 + size :]
         assert len(payload) == size
-        answers.append(_outputs(payload) if answered else _text(payload))
+        answer = _outputs(payload) if answered else _text(payload)
+        answers.append((answer, took_ns / 1e9))
     assert len(answers) == len(logs)
     return answers
 

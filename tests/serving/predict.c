@@ -5,10 +5,11 @@
  *
  *     predict MODEL_FOLDER < requests > answers
  *
- * For each PredictionLog it writes a byte (1 answered, 0 refused), a length
- * (8 bytes, little-endian) and a PredictResponse or the error's text. Tensors
- * pass as TensorProto bytes through TensorFlow's own ParseTensor and
- * SerializeTensor, so only the messages around them are taken apart here.
+ * For each PredictionLog it writes a byte (1 answered, 0 refused), the
+ * nanoseconds that the model took, a length (8 bytes each, little-endian) and
+ * a PredictResponse or the error's text. Tensors pass as TensorProto bytes
+ * through TensorFlow's own ParseTensor and SerializeTensor, so only the
+ * messages around them are taken apart here.
  */
 
 #include <stdbool.h>
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "tensorflow/c/c_api.h"
 
@@ -252,6 +254,7 @@ static TF_Output graph_output(Model model, Bytes info) {
 /* Tensors of one call; the signature is the model's SignatureDef. */
 typedef struct {
   int inputs, outputs;
+  uint64_t took_ns;
   TF_Output fed[MAX_TENSORS], fetched[MAX_TENSORS];
   TF_Tensor *given[MAX_TENSORS], *made[MAX_TENSORS];
   Bytes keys[MAX_TENSORS];
@@ -285,6 +288,12 @@ static void fetch(Model model, Bytes signature, Call* call) {
   }
 }
 
+static uint64_t now_ns(void) {
+  struct timespec now;
+  timespec_get(&now, TIME_UTC);
+  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 /* Puts a PredictResponse, or returns what is wrong with the request. */
 static const char* answered(
     Model model, Codec codec, Bytes request, Buffer* out, Call* call,
@@ -295,9 +304,11 @@ static const char* answered(
   const char* wrong = feed(model, codec, signature, request, call, status);
   if (wrong) return wrong;
   fetch(model, signature, call);
+  uint64_t started_ns = now_ns();
   TF_SessionRun(
       model.session, NULL, call->fed, call->given, call->inputs,
       call->fetched, call->made, call->outputs, NULL, 0, NULL, status);
+  call->took_ns = now_ns() - started_ns;
   if (TF_GetCode(status) != TF_OK) return TF_Message(status);
   for (int i = 0; i < call->outputs; i++)
     put_tensor(codec, out, call->keys[i], call->made[i], status);
@@ -313,6 +324,7 @@ static void answer(Model model, Codec codec, Bytes log) {
   const char* wrong = answered(model, codec, request, &out, call, status);
   uint64_t size = wrong ? strlen(wrong) : out.size;
   fputc(wrong ? 0 : 1, stdout);
+  fwrite(&call->took_ns, sizeof call->took_ns, 1, stdout);
   fwrite(&size, sizeof size, 1, stdout);
   fwrite(wrong ? (const void*)wrong : out.at, 1, size, stdout);
   for (int i = 0; i < call->inputs; i++) TF_DeleteTensor(call->given[i]);

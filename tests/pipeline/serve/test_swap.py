@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.server_process import ServerProcess
-from benchmarks.serving import load, warm_up_requests
+from benchmarks.version_swap import load, warm_up_requests
 from models.keras_setup import tf
 from pipeline.cli import main
 from pipeline.serve import grpc_services
