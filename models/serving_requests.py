@@ -113,24 +113,33 @@ def fitted(
     """
     rows = [tf.shape(raw[i.name])[0] for i in inputs]
     names = [i.name for i in inputs]
-    tf.debugging.Assert(
-        tf.reduce_all(tf.equal(rows, rows[0])),
-        ["Expected the same number of rows in all of", names, "got", rows],
-        summarize=len(rows),
-    )
+    checks = [
+        tf.debugging.Assert(
+            tf.reduce_all(tf.equal(rows, rows[0])),
+            ["Expected the same number of rows in all of", names, "got", rows],
+            summarize=len(rows),
+        )
+    ]
     pieces = tf.constant(1)
     candidates = [i for i in inputs if i.axis == "candidate"]
     if candidates:
         per_piece = candidates[0].length
         sent = tf.shape(raw[CANDIDATES])[1]
-        tf.debugging.Assert(
-            sent <= MAX_CANDIDATES,
-            [f"Expected at most {MAX_CANDIDATES} of {CANDIDATES}, got", sent],
+        checks.append(
+            tf.debugging.Assert(
+                sent <= MAX_CANDIDATES,
+                [
+                    f"Expected at most {MAX_CANDIDATES} of {CANDIDATES}, got",
+                    sent,
+                ],
+            )
         )
         pieces = tf.maximum(1, -(-sent // per_piece))
     tensors = {}
     for i in inputs:
-        tensor = raw[i.name]
+        # Before an operation that fails too, but with a text of its own.
+        with tf.control_dependencies(checks):
+            tensor = tf.identity(raw[i.name])
         for axis, length in enumerate(i.shape, start=1):
             if i.axis == "candidate" and axis == 1:
                 length = length * pieces

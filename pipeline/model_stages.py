@@ -275,7 +275,10 @@ class ModelStages:
             metrics |= measures.of_index(trained, self.index())
         if config.full_softmax_oracle:
             oracle = self._trainer.train(
-                "retrieval", self.data.retrieval_examples(), "full_softmax"
+                "retrieval",
+                self.data.retrieval_examples(),
+                "full_softmax",
+                refit=self._refit_examples(),
             ).model
             metrics |= measures.of_model(oracle, "baselines.full_softmax")
         return metrics
@@ -309,6 +312,12 @@ class ModelStages:
             "vocabularies": self.data.vocabularies().fingerprint(),
         }
 
+    def _refit_examples(self, last_days: int | None = None) -> Artifact | None:
+        """Of training and validation; None where nothing is refit."""
+        if not self.run.config.retrieval.refit_epochs:
+            return None
+        return self.data.refit_examples(last_days)
+
     def _trained(
         self,
         which: Model,
@@ -316,7 +325,7 @@ class ModelStages:
         refresh: Refresh = FROM_NOTHING,
     ) -> Artifact:
         section = getattr(self.run.config, which)
-        earlier, recent = refresh.earlier, None
+        earlier, recent, refit = refresh.earlier, None, None
         inputs = self._training_inputs(examples)
         if earlier is not None:
             # Here, so that workers do not start to say it each.
@@ -330,6 +339,10 @@ class ModelStages:
         if refresh.last_days is not None:
             recent = self.data.recent_examples(refresh.last_days)
             inputs["recent_examples"] = recent.fingerprint("train-")
+        if which == "retrieval":
+            refit = self._refit_examples(refresh.last_days)
+        if refit is not None:
+            inputs["refit_examples"] = refit.fingerprint("train-")
         name = f"{which}_model"
         sections: Sections = {which: section}
         train = functools.partial(
@@ -338,6 +351,7 @@ class ModelStages:
             examples,
             recent=recent,
             earlier=earlier,
+            refit=refit,
         )
 
         def write(writer: ArtifactWriter) -> None:

@@ -76,6 +76,7 @@ class Trainer:
         *,
         recent: Artifact | None = None,
         earlier: Artifact | None = None,
+        refit: Artifact | None = None,
     ) -> TrainingResult:
         """Trains on `train-*`, choosing the epoch on `valid-*`.
 
@@ -86,20 +87,92 @@ class Trainer:
             retrieval by the full softmax, ranking by clicks alone.
           recent: if given, its `train-*` are trained on instead.
           earlier: retrieval model whose weights are the first ones.
+          refit: if given, the chosen epoch's retrieval model goes on for
+            `refit_epochs` on its `train-*`, training and validation together;
+            `best_epoch` stays the chosen one.
         """
         strategy = make_strategy(
             self.workers.strategy,
             self.workers.tpu,
             self.workers.start_timeout_s,
         )
-        rows = worker_rows(strategy)
         section = _variant(getattr(self.run.config, which), variant)
         if earlier is not None:
             section = gentler(section)
-        keys = self._keys(which, "train")
         trained_on = recent or examples
-        records = trained_on.records("train-")
+        workdir = self._scratch(
+            which,
+            section,
+            variant,
+            trained_on.fingerprint("train-"),
+            examples.fingerprint("valid-"),
+            earlier.fingerprint() if earlier else None,
+        )
         start = WarmStart.read(earlier.path) if earlier else None
+        build = {
+            "retrieval": functools.partial(
+                self.new_retrieval, trained_on, variant, start
+            ),
+            "ranking": functools.partial(self._new_ranking, section),
+        }[which]
+        files = [*trained_on.files("train-"), *examples.files("valid-")]
+        with naming_corrupt_files(files):
+            result = train(
+                build,
+                self._batches(which, section, trained_on, strategy),
+                self._evaluate(which, examples),
+                metric="loss"
+                if which == "ranking"
+                else section.selection_metric,
+                higher_is_better=which != "ranking",
+                config=section,
+                workdir=workdir,
+                strategy=strategy,
+                total_steps=_steps(section, trained_on),
+            )
+        if refit is not None:
+            result = self._refit(result, section, refit, workdir, strategy)
+        if which == "retrieval" and current_task().is_chief:
+            self._write_projector_files(result.model, join(workdir, "logs"))
+        return result
+
+    def _refit(
+        self,
+        chosen: TrainingResult,
+        section: RetrievalConfig,
+        examples: Artifact,
+        workdir: str,
+        strategy: tf.distribute.Strategy,
+    ) -> TrainingResult:
+        """Goes on with the chosen weights; its epochs follow the history."""
+        section = gentler(section).model_copy(
+            update={"epochs": section.refit_epochs, "warmup_steps": 0}
+        )
+        key = digest([examples.fingerprint("train-")])
+        with naming_corrupt_files(examples.files("train-")):
+            result = train(
+                lambda: chosen.model,
+                self._batches("retrieval", section, examples, strategy),
+                lambda model: {},
+                metric=None,
+                config=section,
+                workdir=join(workdir, f"refit-{key[:12]}"),
+                strategy=strategy,
+                total_steps=_steps(section, examples),
+            )
+        history = [*chosen.history, *result.history]
+        return TrainingResult(result.model, chosen.best_epoch, history)
+
+    def _batches(
+        self,
+        which: Model,
+        section: Any,
+        examples: Artifact,
+        strategy: tf.distribute.Strategy,
+    ) -> Callable[[int, int], tf.data.Dataset]:
+        """(epoch, batches to skip) -> this process's part of `train-*`."""
+        rows, keys = worker_rows(strategy), self._keys(which, "train")
+        records = examples.records("train-")
 
         def batches(epoch: int, skip: int) -> tf.data.Dataset:
             return training_dataset(
@@ -114,48 +187,21 @@ class Trainer:
                 num_lanes=section.lanes,
             )
 
-        build = {
-            "retrieval": functools.partial(
-                self.new_retrieval, trained_on, variant, start
-            ),
-            "ranking": functools.partial(self._new_ranking, section),
-        }[which]
-        evaluate: Callable[[Any], Mapping[str, float]] = {
-            "retrieval": lambda model: retrieval_evaluation.evaluate(
-                ExactRanker(ModelScorer(model)),
-                self.retrieval_batches(examples, "valid"),
-                self.run.config.evaluation.top_k,
-            ),
-            "ranking": lambda model: self.evaluate_ranking(
+        return batches
+
+    def _evaluate(
+        self, which: Model, examples: Artifact
+    ) -> Callable[[Any], Mapping[str, float]]:
+        """Model -> metrics on `valid-*`."""
+        if which == "ranking":
+            return lambda model: self.evaluate_ranking(
                 model, examples, "valid", prefix=""
-            ),
-        }[which]
-        ranking = which == "ranking"
-        workdir = self._scratch(
-            which,
-            section,
-            variant,
-            trained_on.fingerprint("train-"),
-            examples.fingerprint("valid-"),
-            earlier.fingerprint() if earlier else None,
-        )
-        files = [*trained_on.files("train-"), *examples.files("valid-")]
-        with naming_corrupt_files(files):
-            result = train(
-                build,
-                batches,
-                evaluate,
-                metric="loss" if ranking else section.selection_metric,
-                higher_is_better=not ranking,
-                config=section,
-                workdir=workdir,
-                strategy=strategy,
-                total_steps=section.epochs
-                * (sum(records.values()) // section.batch_size),
             )
-        if not ranking and current_task().is_chief:
-            self._write_projector_files(result.model, join(workdir, "logs"))
-        return result
+        return lambda model: retrieval_evaluation.evaluate(
+            ExactRanker(ModelScorer(model)),
+            self.retrieval_batches(examples, "valid"),
+            self.run.config.evaluation.top_k,
+        )
 
     def _write_projector_files(
         self, model: RetrievalModel, folder: str
@@ -283,6 +329,12 @@ class Trainer:
             utc_offset_hours=self.run.config.split.utc_offset_hours,
             prefix=prefix,
         )
+
+
+def _steps(section: Any, examples: Artifact) -> int:
+    """Of all epochs."""
+    records = sum(examples.records("train-").values())
+    return int(section.epochs * (records // section.batch_size))
 
 
 def _variant(section: RetrievalConfig | RankingConfig, variant: str) -> Any:

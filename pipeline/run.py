@@ -48,6 +48,7 @@ COMMANDS = {
     "vocabularies": "prepare",
     "transform": "prepare",
     "retrieval_examples": "prepare",
+    "refit_examples": "prepare",
     "retrieval_holdout": "prepare",
     "ranking_examples": "prepare",
     "ranking_holdout": "prepare",

@@ -120,6 +120,8 @@ def prepare(
     """
     data = DataStages(run.building(*PREPARED, "recent_examples"), events)
     data.retrieval_examples()
+    if run.config.retrieval.refit_epochs:
+        data.refit_examples(last_days)
     data.retrieval_holdout()
     if data.schema.has("impressions"):
         data.ranking_examples()
@@ -260,6 +262,17 @@ class DataStages:
         since_us = last_days_since_us(self.bounds, last_days)
         return self._retrieval("recent_examples", ("train",), since_us)
 
+    def refit_examples(self, last_days: int | None = None) -> Artifact:
+        """Writes next-watch examples of training and validation together.
+
+        Args:
+          last_days: of the last training days and of validation alone.
+        """
+        since_us = None
+        if last_days is not None:
+            since_us = last_days_since_us(self.bounds, last_days)
+        return self._retrieval("refit_examples", ("train",), since_us, "valid")
+
     def ranking_examples(self) -> Artifact:
         """Writes the requests of training and validation."""
         return self._ranking("ranking_examples", ("train", "valid"))
@@ -278,8 +291,11 @@ class DataStages:
         stage: str,
         parts: Sequence[PartName],
         since_us: int | None = None,
+        train_to: PartName = "train",
     ) -> Artifact:
-        read = _PARTS[: _PARTS.index(parts[-1]) + 1]
+        """A stage of examples; `train` is all parts up to `train_to`."""
+        last = max(_PARTS.index(part) for part in (*parts, train_to))
+        read = _PARTS[: last + 1]
         inputs = self._example_inputs(read)
         if since_us is not None:
             inputs["since_us"] = str(since_us)
@@ -288,10 +304,16 @@ class DataStages:
             from beam_jobs import retrieval_examples
 
             config = self.run.config
-            writer.counts |= retrieval_examples.run(
+            files, bounds = (
                 {part: self.part(part) for part in read},
-                self.entity_files("users"),
                 self.bounds,
+            )
+            if train_to == "valid":
+                files, bounds = _with_validation(files, bounds)
+            writer.counts |= retrieval_examples.run(
+                files,
+                self.entity_files("users"),
+                bounds,
                 self.vocabularies().path,
                 self.transform_graph,
                 self.schema,
@@ -379,6 +401,16 @@ class DataStages:
 
     def _options(self) -> PipelineOptions:
         return pipeline_options(self.run.beam_flags)
+
+
+def _with_validation(
+    files: Mapping[PartName, Mapping[str, list[str]]], bounds: SplitBounds
+) -> tuple[dict[PartName, dict[str, list[str]]], SplitBounds]:
+    """Training that goes on to the end of validation."""
+    tables = files["train"]
+    both = {t: [*tables[t], *files["valid"][t]] for t in tables}
+    end_us = bounds.valid_end_us
+    return {"train": both}, dataclasses.replace(bounds, train_end_us=end_us)
 
 
 def _listing(root: str) -> str:

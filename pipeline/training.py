@@ -66,7 +66,7 @@ def train(
     make_dataset: Callable[[int, int], tf.data.Dataset],
     evaluate: Callable[[Any], Mapping[str, float]],
     *,
-    metric: str,
+    metric: str | None,
     higher_is_better: bool = True,
     config: TrainingSection,
     workdir: str,
@@ -85,7 +85,8 @@ def train(
         `models.lanes.training_dataset` and `distribution.worker_rows`.
       evaluate: model -> validation metrics, called by the chief after each
         epoch; must have no part in training.
-      metric: the one that decides on the best epoch and on stopping.
+      metric: the one that decides on the best epoch and on stopping; None
+        evaluates nothing, and the last epoch is the best.
       higher_is_better: its sense.
       config: the model's section.
       workdir: folder of checkpoints and TensorBoard logs; holds one run, and
@@ -120,7 +121,7 @@ def train(
                     run.epoch(dataset, report, stop_after_steps)
                     if state.step == stop_after_steps:
                         break
-                    values = run.evaluate(evaluate, metric)
+                    values = run.evaluate(evaluate, metric) if metric else {}
                     run.end_epoch(values, metric, sign)
                     run.tell_epoch(report, metric)
             run.from_chief(0.0)  # Wait until the chief has written it all.
@@ -258,14 +259,18 @@ class _Run:
             self._stop_together()
 
     def end_epoch(
-        self, values: Mapping[str, float], metric: str, sign: float
+        self, values: Mapping[str, float], metric: str | None, sign: float
     ) -> None:
         """Notes the epoch's metrics, keeps the best weights, saves."""
         state = self.state
         loss = state.loss_sum / state.batches
         state.history.append({**values, "train_loss": loss})
-        best = state.history[max(state.best_epoch, 1) - 1][metric]
-        if not state.best_epoch or sign * values[metric] > sign * best:
+        best = state.history[max(state.best_epoch, 1) - 1]
+        if (
+            metric is None
+            or not state.best_epoch
+            or sign * values[metric] > sign * best[metric]
+        ):
             state.best_epoch, state.best_step = state.epoch, state.step
         waited = state.epoch - state.best_epoch
         state.finished = (
@@ -275,7 +280,7 @@ class _Run:
         state.batches, state.loss_sum = 0, 0.0
         self._save()
 
-    def tell_epoch(self, report: TrainingReport, metric: str) -> None:
+    def tell_epoch(self, report: TrainingReport, metric: str | None) -> None:
         """Reports the epoch that just ended."""
         values = dict(self.state.history[-1])
         if current_task().is_chief:

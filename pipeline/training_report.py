@@ -70,7 +70,7 @@ class TrainingReport:
             self._told = now
 
     def epoch(
-        self, epoch: int, values: Mapping[str, float], metric: str
+        self, epoch: int, values: Mapping[str, float], metric: str | None
     ) -> None:
         """Tells of an epoch's end: the metric that chooses the best one."""
         for name, value in values.items():
@@ -79,8 +79,9 @@ class TrainingReport:
         text = (
             f"epoch {epoch}/{self._epochs} done"
             f"  training loss {values['train_loss']:.4f}"
-            f"  validation {metric} {values[metric]:.4f}"
         )
+        if metric is not None:
+            text += f"  validation {metric} {values[metric]:.4f}"
         if self._line is not None:
             self._line.console.print(text)
         elif self._shown:

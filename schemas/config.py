@@ -181,6 +181,10 @@ class RetrievalConfig(Section):
     selection_metric: str = "hit_rate_at_50"
     # Stop after so many epochs without a better one.
     patience: Positive = 2
+    # Then so many epochs on training and validation together, at
+    # `warm_start_rate_share` of the rates: the model that is served knows the
+    # newest watches too.
+    refit_epochs: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Positive = 1000
 
     @model_validator(mode="after")
