@@ -26,7 +26,7 @@ from schemas.artifacts import join
 from schemas.config import RankingExamplesConfig, RetrievalExamplesConfig
 from schemas.days import DayRange
 from schemas.events import EventSchema
-from schemas.examples import ranking_labels
+from schemas.examples import ranking_observations
 from schemas.requests import RawInput, raw_inputs
 
 _CHUNK = 1024
@@ -42,7 +42,7 @@ def stored_inputs(
     """The raw request, and `labels.<name>` of each candidate."""
     labels = [
         RawInput(f"labels.{n}", "float32", "candidate", ranking.max_candidates)
-        for n in ranking_labels(schema)
+        for n in ranking_observations(schema)
     ]
     return (*raw_inputs(schema, retrieval, ranking), *labels)
 

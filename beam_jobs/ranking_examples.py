@@ -26,7 +26,7 @@ from schemas.config import (
     RetrievalExamplesConfig,
 )
 from schemas.events import EventSchema
-from schemas.examples import FILE_PATTERN, ranking_keys, ranking_labels
+from schemas.examples import FILE_PATTERN, ranking_keys, ranking_observations
 from schemas.features import FeatureSet, feature_set
 from schemas.requests import raw_inputs
 
@@ -241,7 +241,7 @@ def label_values(
 ) -> dict[str, np.ndarray]:
     """Label columns float32 [n + 1]; NaN where null, and as the last row."""
     labels = {}
-    for name in ranking_labels(schema):
+    for name in ranking_observations(schema):
         column = name if name not in schema.labels else f"labels.{name}"
         values = shard.arrow("impressions", column).cast("float64")
         labels[name] = np.append(

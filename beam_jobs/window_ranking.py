@@ -25,7 +25,7 @@ from beam_jobs.stored_requests import from_table, stored_schema
 from beam_jobs.transform_graph import TransformGraph
 from schemas.config import RankingExamplesConfig, RetrievalExamplesConfig
 from schemas.events import EventSchema
-from schemas.examples import ranking_keys, ranking_labels
+from schemas.examples import ranking_keys, ranking_observations
 from schemas.features import feature_set
 
 _CHUNK = 1024
@@ -92,7 +92,7 @@ class _WriteShard(beam.DoFn):
     ) -> None:
         self._days, self._num_shards, self._output = days, num_shards, output
         self._inputs = stored_inputs(schema, retrieval, ranking)
-        self._labels = ranking_labels(schema)
+        self._labels = ranking_observations(schema)
         self._max_candidates = ranking.max_candidates
         self._features = feature_set(schema, retrieval, ranking)
         self._keys = ranking_keys(

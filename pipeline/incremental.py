@@ -18,7 +18,7 @@ from schemas.buckets import bucket_of
 from schemas.days import DAYS_FILE, DayRange
 from schemas.errors import InputError, UsageError
 from schemas.events import ENTITY_KEYS, TIMED_TABLES
-from schemas.examples import ranking_labels
+from schemas.examples import ranking_observations
 from schemas.requests import raw_inputs
 from schemas.split import SplitBounds
 
@@ -241,7 +241,7 @@ class DayStages:
         )
         request = [f"{i.name}:{i.dtype}{list(i.shape)}" for i in inputs]
         if self._schema.has("impressions"):
-            request += ranking_labels(self._schema)
+            request += ranking_observations(self._schema)
         return {
             "request": " ".join(request),
             "local_time": self._local_time(),

@@ -21,6 +21,7 @@ from schemas.artifacts import Artifact, ArtifactWriter, digest
 from schemas.config import SourceConfig
 from schemas.errors import InputError, UsageError
 from schemas.events import ENTITY_KEYS, TIMED_TABLES, EventSchema
+from schemas.examples import ranking_observations
 from schemas.features import FeatureSet, feature_set
 from schemas.split import BOUNDS_FILE, SplitBounds
 from schemas.vocabularies import read_vocabulary
@@ -361,9 +362,11 @@ class DataStages:
                 options=self._options(),
             )
 
-        return self._stage(
-            stage, ["beam", *_EXAMPLES], self._example_inputs(read), write
-        )
+        # Names what the log says of impressions, which the examples carry.
+        inputs = self._example_inputs(read) | {
+            "observations": " ".join(ranking_observations(self.schema))
+        }
+        return self._stage(stage, ["beam", *_EXAMPLES], inputs, write)
 
     def _stage(
         self,

@@ -14,6 +14,8 @@ import tensorflow as tf
 from schemas.events import EventSchema
 from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
 
+# What the log says of an impression's position, beside what happened.
+PROPENSITY = "propensity"
 FILE_PATTERN = "{part}-{shard:05d}-of-{shards:05d}.tfrecord"
 
 
@@ -66,8 +68,8 @@ def ranking_keys(
     """Keys of a ranking example: one request with its impressions.
 
     `request_key` is equal for the examples of one request (a long request is
-    continued in a further example); `position` is 0 where not known; a label
-    is NaN where the log does not tell.
+    continued in a further example); `position` is 0 where not known; an
+    observation is NaN where the log does not tell.
     """
     per_candidate = (max_candidates,)
     keys = [_feature_key(f, None) for f in features.select("query", "request")]
@@ -81,9 +83,18 @@ def ranking_keys(
     keys.append(ExampleKey("position", "int64", per_candidate))
     keys += [
         ExampleKey(name, "float32", per_candidate)
-        for name in ranking_labels(schema)
+        for name in ranking_observations(schema)
     ]
     return tuple(keys)
+
+
+def ranking_observations(schema: EventSchema) -> tuple[str, ...]:
+    """What no request carries: the labels and, where logged, `propensity`.
+
+    Each float32 [C] or NaN. `propensity` is for evaluation alone.
+    """
+    known = schema.has("impressions", PROPENSITY)
+    return (*ranking_labels(schema), *([PROPENSITY] if known else []))
 
 
 def ranking_labels(schema: EventSchema) -> tuple[str, ...]:

@@ -112,6 +112,8 @@ def test_stored_shapes_follow_scope_and_kind() -> None:
         "rating",
         "long_view",
     )
+    # No label, but stored beside them.
+    assert shapes["propensity"] == (3,)
     assert from_json(to_json(features)) == features
 
 
