@@ -26,13 +26,13 @@ import numpy as np
 from benchmarks.machine import describe
 from models.retrieval import RetrievalModel
 from models.retrieval_evaluation import ExactRanker, ModelScorer, evaluate
-from models.retrieval_slices import VIDEO_AGE
+from models.slice_buckets import VIDEO_AGE
 from pipeline.config import load_config
 from pipeline.model_stages import ModelStages
 from pipeline.model_training import Trainer, Workers
-from pipeline.retrieval_measures import upload_times
 from pipeline.run import COMMANDS, Run
 from pipeline.stages import make_events
+from pipeline.video_columns import video_column
 from schemas.artifacts import ArtifactStore
 from schemas.vocabularies import read_vocabulary
 
@@ -76,7 +76,7 @@ def hit_rates(workdir: str, overrides: Sequence[str]) -> dict[str, float]:
             trainer.retrieval_batches(examples, part),
             (K,),
             sliced=True,
-            upload_time_us=upload_times(data, videos),
+            upload_time_us=video_column(data, videos, "upload_time_us"),
         )
         for name, number in measured.items():
             if not name.endswith(".labels"):

@@ -1,72 +1,54 @@
 """Measures ranking models on held-out impressions.
 
-In: a model and batches of ranking examples. Out: metrics by their shared
-names. Order is judged by the model's `score`, probabilities by the task's own
-output, seconds by `expected_watch_time_s`; positions are not shown to it.
+In: predictions, a model's or any other's. Out: metrics by their shared names.
+Order is judged by `score`, probabilities by the task's own output, seconds by
+`expected_watch_time_s`.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from models import ranking_metrics
-from models.keras_setup import tf
-from schemas.hashing import hash_strings, mix
+from models import off_policy, ranking_metrics
+from models.ranking_metrics import Ratio
+from models.ranking_predictions import (
+    Array,
+    GroupBy,
+    Predictions,
+    RankingModelLike,
+    collect_predictions,
+)
+from models.ranking_slices import VideoFacts, deciles, slices
+from models.user_bootstrap import UserBootstrap
 
-Array = NDArray[Any]
-GroupBy = Literal["request", "user_day"]
-
-_HOUR_US = 3_600_000_000
 # The click's metrics are named after the event.
 _METRIC_NAMES = {"clicked": "click"}
 _SCORE, _SECONDS = "score", "expected_watch_time_s"
+# What is worth knowing of a part of the impressions.
+_SLICE_METRICS = ("auc_click", "calibration", "weighted_per_user_loss")
 
-
-class RankingModelLike(Protocol):
-    """What is measured of `models.ranking.RankingModel`."""
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-
-    def predict(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs float32 [B, C]."""
-
-    def compute_loss(
-        self,
-        inputs: Mapping[str, Any],
-        *,
-        training: bool,
-        global_batch_size: int,
-    ) -> tuple[Any, Any]:
-        """The loss summed over impressions / `global_batch_size`."""
+Metrics = dict[str, float]
+# Name -> what computes it: not all that could be is asked for.
+Measures = dict[str, Callable[[], Ratio]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Flat arrays [n], one entry an impression, padding left out.
+class Details:
+    """What the test is told beyond the metrics of each epoch.
 
     Attributes:
-      outputs: what a model says: `score`, task probabilities, seconds.
-      labels: what happened, NaN where the log does not tell; at least
-        `clicked` and `watch_time_s`.
-      group: integers; order is judged among impressions of equal group.
-      loss: the model's own loss, a mean over impressions; None if unknown.
+      facts: of the videos and surfaces, for the slices.
+      resamples: of the users, for the intervals; 0: none.
+      seed: of the resamples.
     """
 
-    outputs: Mapping[str, Array]
-    labels: Mapping[str, Array]
-    group: Array
-    loss: float | None = None
-
-
-def group_by(has_request_ids: bool) -> GroupBy:
-    """A request where the log has request ids, else a user's day."""
-    return "request" if has_request_ids else "user_day"
+    facts: VideoFacts
+    resamples: int
+    seed: int
 
 
 def evaluate(
@@ -76,139 +58,179 @@ def evaluate(
     *,
     utc_offset_hours: float = 0.0,
     prefix: str = "ranking.",
-) -> dict[str, float]:
-    """Predicts and measures; see `collect_predictions` and `measure`.
-
-    Also gives `groups_are_requests`, 1 or 0: which pairs
-    `weighted_per_user_loss` compares.
-    """
+    details: Details | None = None,
+) -> Metrics:
+    """Predicts and measures; see `collect_predictions` and `measure`."""
     predictions = collect_predictions(
-        model, dataset, groups, utc_offset_hours=utc_offset_hours
+        model,
+        dataset,
+        groups,
+        utc_offset_hours=utc_offset_hours,
+        detailed=details is not None,
     )
-    values = measure(predictions, prefix)
-    values[f"{prefix}groups_are_requests"] = float(groups == "request")
-    return values
-
-
-def collect_predictions(
-    model: RankingModelLike,
-    dataset: Iterable[Mapping[str, Any]],
-    groups: GroupBy,
-    *,
-    utc_offset_hours: float = 0.0,
-) -> Predictions:
-    """Runs a model over a dataset.
-
-    Args:
-      model: as trained.
-      dataset: batches of `ranking_keys`, any sizes.
-      groups: what `group` numbers: requests, or days of users.
-      utc_offset_hours: a day begins at midnight of this zone.
-
-    Raises:
-      ValueError: the dataset has no impression.
-    """
-
-    def predict(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-        # Summed, not averaged: batches have different numbers of impressions.
-        loss, _ = model.compute_loss(batch, training=False, global_batch_size=1)
-        return model.predict(batch), loss
-
-    # One trace for all batches, the last and smaller one included.
-    spec = getattr(dataset, "element_spec", None)
-    run = tf.function(predict, input_signature=None if spec is None else [spec])
-
-    outputs: dict[str, list[Array]] = {}
-    labels: dict[str, list[Array]] = {name: [] for name in model.labels}
-    group: list[Array] = []
-    total = 0.0
-    for batch in dataset:
-        predicted, loss = run(batch)
-        total += float(loss)
-        slots = np.asarray(batch["clicked"]).shape[1]
-        count = np.asarray(batch["candidate_count"])
-        present = np.arange(slots) < count[:, None]
-        for name, value in predicted.items():
-            outputs.setdefault(name, []).append(np.asarray(value)[present])
-        for name, values in labels.items():
-            values.append(np.asarray(batch[name])[present])
-        key = _group_keys(batch, groups, utc_offset_hours)
-        group.append(np.repeat(key, present.sum(axis=1)))
-    impressions = sum(map(len, group))
-    if not impressions:
-        raise ValueError(
-            "Expected ranking examples with impressions to evaluate on, "
-            "received none. Check that the held-out interval has impressions."
-        )
-    return Predictions(
-        {name: np.concatenate(parts) for name, parts in outputs.items()},
-        {name: np.concatenate(parts) for name, parts in labels.items()},
-        np.concatenate(group),
-        total / impressions,
-    )
+    return measure(predictions, prefix, details)
 
 
 def measure(
-    predictions: Predictions, prefix: str = "ranking."
-) -> dict[str, float]:
+    predictions: Predictions,
+    prefix: str = "ranking.",
+    details: Details | None = None,
+) -> Metrics:
     """Measures predictions, of our model or of any other.
 
     Args:
       predictions: `outputs` needs `score`; the rest as far as there.
       prefix: put before the names.
+      details: if given, also slices, off-policy estimates and intervals.
 
     Returns:
       `weighted_per_user_loss`, `weighted_per_user_loss_ties` (the share of
       pairs, by watch time, with equal scores), `watch_time_xauc`;
-      `auc_<label>` and `log_loss_<label>` of each task (`click` for
-      `clicked`); with `expected_watch_time_s`, `watch_time_mae_s` and
-      `calibration`; `loss`; `impressions`. What is undefined, such as the
-      AUC of labels all alike, is left out.
+      `auc_<label>`, `auc_per_user_<label>` and `log_loss_<label>` of each
+      task (`click` for `clicked`); with `expected_watch_time_s`,
+      `watch_time_mae_s`, `watch_time_mse_s2`, `watch_time_rmse_s` and
+      `calibration`; `loss`; `impressions`; `groups_are_requests`, 1 or 0:
+      which pairs `weighted_per_user_loss` compares. With details
+      `<slice>.<metric>`, `off_policy.<reward>_per_request.<estimate>`, and
+      `<name>_low` and `<name>_high`, the ends of a 95 % interval. What is
+      undefined, such as the AUC of labels all alike, is left out.
     """
-    outputs, labels = predictions.outputs, predictions.labels
-    watch_time_s = labels["watch_time_s"]
-    loss, ties = ranking_metrics.weighted_per_user_loss(
-        outputs[_SCORE], labels["clicked"], watch_time_s, predictions.group
-    )
-    values = {
-        "weighted_per_user_loss": loss,
-        "weighted_per_user_loss_ties": ties,
-        "watch_time_xauc": ranking_metrics.watch_time_xauc(
-            outputs[_SCORE], watch_time_s
-        ),
-        "impressions": float(len(predictions.group)),
-    }
-    for task in outputs.keys() & labels.keys():
-        name = _METRIC_NAMES.get(task, task)
-        probability, label = outputs[task], labels[task]
-        values[f"auc_{name}"] = ranking_metrics.auc(probability, label)
-        values[f"log_loss_{name}"] = ranking_metrics.log_loss(
-            probability, label
+    user = np.unique(predictions.user, return_inverse=True)[1]
+    bootstrap = None
+    if details is not None and details.resamples:
+        bootstrap = UserBootstrap(
+            int(user.max()) + 1, details.resamples, details.seed
         )
-    if _SECONDS in outputs:
-        expected_s = outputs[_SECONDS]
-        values["watch_time_mae_s"] = ranking_metrics.mae(
-            expected_s, watch_time_s
-        )
-        values["calibration"] = ranking_metrics.calibration(
-            expected_s, watch_time_s
-        )
+    values = _values(_measures(predictions), user, bootstrap)
+    for end in ("", "_low", "_high"):
+        if (squared := values.get(f"watch_time_mse_s2{end}")) is not None:
+            values[f"watch_time_rmse_s{end}"] = math.sqrt(max(squared, 0.0))
+    values["impressions"] = float(len(user))
+    if predictions.groups is not None:
+        values["groups_are_requests"] = float(predictions.groups == "request")
     if predictions.loss is not None:
         values["loss"] = predictions.loss
-    return {
-        prefix + name: value
-        for name, value in sorted(values.items())
-        if not math.isnan(value)
+    if details is not None:
+        for name, inside, metrics in _slices(predictions, details.facts):
+            every = _measures(predictions.where(inside))
+            some = {m: every[m] for m in metrics if m in every}
+            found = _values(some, user[inside], bootstrap)
+            found["impressions"] = float(inside.sum())
+            values |= {f"{name}.{k}": v for k, v in found.items()}
+        values |= _off_policy(predictions, user, bootstrap)
+    return {prefix + name: value for name, value in sorted(values.items())}
+
+
+def _measures(predictions: Predictions) -> Measures:
+    """All metrics that the outputs and labels allow, not yet computed."""
+    outputs, labels = predictions.outputs, predictions.labels
+    score, user = outputs[_SCORE], predictions.user
+    watch_time_s = labels["watch_time_s"]
+    # Both of its metrics come from one pass.
+    per_user = functools.cache(
+        lambda: ranking_metrics.weighted_per_user_loss(
+            score, labels["clicked"], watch_time_s, predictions.group
+        )
+    )
+    measures: Measures = {
+        "weighted_per_user_loss": lambda: per_user()[0],
+        "weighted_per_user_loss_ties": lambda: per_user()[1],
+        "watch_time_xauc": lambda: ranking_metrics.watch_time_xauc(
+            score, watch_time_s
+        ),
     }
+    of = functools.partial
+    for task in outputs.keys() & labels.keys():
+        name, pair = (
+            _METRIC_NAMES.get(task, task),
+            (outputs[task], labels[task]),
+        )
+        measures |= {
+            f"auc_{name}": of(ranking_metrics.auc, *pair),
+            f"auc_per_user_{name}": of(
+                ranking_metrics.auc_per_user, *pair, user
+            ),
+            f"log_loss_{name}": of(ranking_metrics.log_loss, *pair),
+        }
+    if _SECONDS in outputs:
+        pair = outputs[_SECONDS], watch_time_s
+        measures |= {
+            "watch_time_mae_s": of(ranking_metrics.mae, *pair),
+            "watch_time_mse_s2": of(ranking_metrics.mse, *pair),
+            "calibration": of(ranking_metrics.calibration, *pair),
+        }
+    return measures
 
 
-def _group_keys(
-    batch: Mapping[str, Any], groups: GroupBy, utc_offset_hours: float
-) -> Array:
-    """int64 or uint64 [B]."""
-    if groups == "request":
-        return np.asarray(batch["request_key"])
-    users = hash_strings(pa.array(np.asarray(batch["user_id"]).tolist()))
-    offset_us = round(utc_offset_hours * _HOUR_US)
-    local_us = np.asarray(batch["request_time_us"]) + offset_us
-    return mix(0, users, local_us // (24 * _HOUR_US))
+def _values(
+    measures: Measures, user: Array, bootstrap: UserBootstrap | None
+) -> Metrics:
+    """Computes the metrics that are defined, with their intervals."""
+    values: Metrics = {}
+    for name, compute in measures.items():
+        values |= _value(name, compute(), user, bootstrap)
+    return values
+
+
+def _value(
+    name: str, ratio: Ratio, user: Array, bootstrap: UserBootstrap | None
+) -> Metrics:
+    """A metric with its interval; empty if it is undefined."""
+    if math.isnan(ratio.value):
+        return {}
+    values = {name: ratio.value}
+    if bootstrap and (ends := bootstrap.interval(ratio, user)):
+        values[f"{name}_low"], values[f"{name}_high"] = ends
+    return values
+
+
+def _slices(
+    predictions: Predictions, facts: VideoFacts
+) -> Iterator[tuple[str, Array, Sequence[str]]]:
+    """Name, impressions and metrics of each slice that has an impression."""
+    if predictions.context is not None:
+        for name, inside in slices(predictions.context, facts):
+            if inside.any():
+                yield name, inside, _SLICE_METRICS
+    if _SECONDS in predictions.outputs:
+        for name, inside in deciles(predictions.outputs[_SECONDS]):
+            if inside.any():
+                # The order within a tenth of equal predictions says nothing.
+                yield name, inside, ("calibration",)
+
+
+def _off_policy(
+    predictions: Predictions, user: Array, bootstrap: UserBootstrap | None
+) -> Metrics:
+    """Clicks and watch time per request, had the score decided the order.
+
+    Empty where the log names no requests, or left no positions to chance.
+    """
+    if (
+        predictions.groups != "request"
+        or predictions.position is None
+        or predictions.propensity is None
+    ):
+        return {}
+    log = off_policy.RandomizedLog.of(
+        predictions.group, predictions.position, predictions.propensity
+    )
+    if not log.requests:
+        return {}
+    values: Metrics = {"off_policy.requests": float(log.requests)}
+    outputs, labels = predictions.outputs, predictions.labels
+    for name, label, output in (
+        ("clicks", "clicked", "clicked"),
+        ("watch_time_s", "watch_time_s", _SECONDS),
+    ):
+        predicted = outputs.get(output)
+        ratios = off_policy.estimates(
+            log,
+            outputs[_SCORE][log.rows],
+            labels[label][log.rows].astype(np.float64),
+            None if predicted is None else predicted[log.rows],
+        )
+        for estimate, ratio in ratios.items():
+            key = f"off_policy.{name}_per_request.{estimate}"
+            values |= _value(key, ratio, user[log.rows], bootstrap)
+    return values

@@ -11,9 +11,14 @@ import numpy as np
 
 from models.retrieval_metrics import checked_top_k
 from models.retrieval_ranks import LabelRanks
+from models.slice_buckets import (
+    DAY_US,
+    OUT_OF_VOCABULARY,
+    VIDEO_AGE,
+    Bucket,
+    masks,
+)
 
-Bucket = tuple[str, float, float]
-_DAY_US = 86_400_000_000
 # Distinct videos the user had watched before the case: name, from, below.
 ACTIVITY: tuple[Bucket, ...] = (
     ("seen_0_to_5", 0, 6),
@@ -21,15 +26,6 @@ ACTIVITY: tuple[Bucket, ...] = (
     ("seen_21_to_100", 21, 101),
     ("seen_over_100", 101, np.inf),
 )
-# Days from the upload to the moment of the case: name, from, below. A video
-# known at training that is uploaded after the moment is a new one, too.
-VIDEO_AGE: tuple[Bucket, ...] = (
-    ("under_2_days", -np.inf, 2),
-    ("2_to_7_days", 2, 7),
-    ("7_to_30_days", 7, 30),
-    ("over_30_days", 30, np.inf),
-)
-OUT_OF_VOCABULARY = "out_of_vocabulary"
 # All, in the order to show them.
 BUCKETS = (
     *(f"by_activity.{name}" for name, *_ in ACTIVITY),
@@ -78,17 +74,15 @@ def slices(
     """
     values: dict[str, float] = {}
     first = ranks.rank[ranks.first]
-    for name, least, below in ACTIVITY:
-        inside = (moments.seen >= least) & (moments.seen < below)
+    for name, inside in masks(moments.seen, ACTIVITY):
         prefix = f"by_activity.{name}."
         values |= _hit_rates(prefix, "cases", first[inside], top_k)
     if upload_time_us is None:
         return values
     known = ranks.video > 0
     uploaded = upload_time_us[ranks.video[known] - 1]
-    age_days = (moments.time_us[ranks.case[known]] - uploaded) / _DAY_US
-    for name, least, below in VIDEO_AGE:
-        inside = (age_days >= least) & (age_days < below)
+    age_days = (moments.time_us[ranks.case[known]] - uploaded) / DAY_US
+    for name, inside in masks(age_days, VIDEO_AGE):
         prefix = f"by_video_age.{name}."
         rank = ranks.rank[known][inside]
         values |= _hit_rates(prefix, "labels", rank, top_k)

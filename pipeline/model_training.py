@@ -9,7 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from beam_jobs.events import read_tables
-from models import ranking_evaluation, retrieval_evaluation
+from models import (
+    ranking_evaluation,
+    ranking_predictions,
+    retrieval_evaluation,
+)
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
 from models.label_counts import label_counts
@@ -313,21 +317,33 @@ class Trainer:
         part: str,
         prefix: str = "ranking.",
     ) -> dict[str, float]:
-        """Measures a ranking model on `valid` or `test`."""
+        """Measures a ranking model on `valid`, or in short on `test`."""
+        predictions = self.predict_ranking(model, examples, part)
+        return ranking_evaluation.measure(predictions, prefix)
+
+    def predict_ranking(
+        self,
+        model: RankingModel,
+        examples: Artifact,
+        part: str,
+        *,
+        detailed: bool = False,
+    ) -> ranking_predictions.Predictions:
+        """A ranking model's predictions of `valid` or `test`."""
         batches = dataset(
             examples.files(f"{part}-"),
             self._keys("ranking", "evaluation"),
             _EVALUATION_BATCH,
             padded_lengths=max_lengths(self.data.features),
         )
-        return ranking_evaluation.evaluate(
+        return ranking_predictions.collect_predictions(
             model,
             batches,
-            ranking_evaluation.group_by(
+            ranking_predictions.group_by(
                 self.data.schema.has("impressions", "request_id")
             ),
             utc_offset_hours=self.run.config.split.utc_offset_hours,
-            prefix=prefix,
+            detailed=detailed,
         )
 
 

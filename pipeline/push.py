@@ -21,7 +21,7 @@ import numpy as np
 
 from beam_jobs.ranking_requests import RankingBatch
 from beam_jobs.transform_graph import TransformGraph
-from models import ranking_evaluation
+from models import ranking_evaluation, ranking_predictions
 from models.ranking import RankingModel
 from models.serving import RANKING, RECOMMENDER, RETRIEVAL
 from models.serving_requests import CANDIDATES
@@ -277,10 +277,10 @@ def _ranking_loss(
         for batch, labels in shown
     )
     by_request = stages.data.schema.has("impressions", "request_id")
-    predictions = ranking_evaluation.collect_predictions(
+    predictions = ranking_predictions.collect_predictions(
         loaded,
         examples,
-        ranking_evaluation.group_by(by_request),
+        ranking_predictions.group_by(by_request),
         utc_offset_hours=stages.run.config.split.utc_offset_hours,
     )
     found = ranking_evaluation.measure(predictions, "")

@@ -8,10 +8,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
-
 from models.baselines import (
     Popularity,
     Scorer,
@@ -28,9 +24,10 @@ from models.retrieval_evaluation import (
 )
 from pipeline.console import say
 from pipeline.stages import DataStages
+from pipeline.video_columns import video_column
 from schemas.artifacts import Artifact
 from schemas.config import BaselineName, EvaluationConfig
-from schemas.vocabularies import Vocabulary, read_vocabulary
+from schemas.vocabularies import read_vocabulary
 
 
 class RetrievalMeasures:
@@ -48,7 +45,7 @@ class RetrievalMeasures:
     ) -> None:
         self._data, self._cases = data, cases
         self._videos = read_vocabulary(data.vocabularies().path, "video")
-        self._uploads = upload_times(data, self._videos)
+        self._uploads = video_column(data, self._videos, "upload_time_us")
 
     @property
     def _config(self) -> EvaluationConfig:
@@ -121,22 +118,3 @@ class RetrievalMeasures:
             )
             del chosen["ease"]
         return chosen
-
-
-def upload_times(data: DataStages, videos: Vocabulary) -> np.ndarray | None:
-    """When each video of the vocabulary was uploaded.
-
-    Returns:
-      float64 [V] in microseconds, NaN where the log does not say; None if it
-      has no upload times at all.
-    """
-    if not data.schema.has("videos", "upload_time_us"):
-        return None
-    times = np.full(videos.size + 1, np.nan)
-    for path in data.entity_files("videos"):
-        with FileSystems.open(path) as stream:
-            rows = pq.read_table(stream, columns=["video_id", "upload_time_us"])
-        ids = videos.ids(rows["video_id"].combine_chunks())
-        uploaded = rows["upload_time_us"].to_numpy(zero_copy_only=False)
-        times[ids] = uploaded  # Those of id 0 are cut off below.
-    return times[1:]

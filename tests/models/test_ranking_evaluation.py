@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.ranking_evaluation import (
+from models.ranking_evaluation import Details, evaluate, measure
+from models.ranking_predictions import (
     Predictions,
     collect_predictions,
-    evaluate,
     group_by,
-    measure,
 )
+from models.ranking_slices import VideoFacts
 
 DAY_US = 86_400_000_000
 
@@ -82,12 +82,16 @@ def test_metrics_by_hand():
         "ranking.watch_time_xauc": 2 / 6,
         # Clicked 1, 3 against unclicked 4, 2: only 3 > 2.
         "ranking.auc_click": 1 / 4,
+        # All are user a's.
+        "ranking.auc_per_user_click": 1 / 4,
         "ranking.log_loss_click": -(
             math.log(0.1) + math.log(0.6) + math.log(0.8) + math.log(0.3)
         )
         / 4,
         # Said 2, 8, 4, 6 s of 10, 0, 1, 30 s: errors 8, 8, 3, 24.
         "ranking.watch_time_mae_s": 43 / 4,
+        "ranking.watch_time_mse_s2": (64 + 64 + 9 + 576) / 4,
+        "ranking.watch_time_rmse_s": math.sqrt(713) / 2,
         "ranking.calibration": 20 / 41,
         "ranking.loss": 2.0,
         "ranking.impressions": 4.0,
@@ -136,6 +140,7 @@ def test_undefined_metrics_are_left_out_and_the_prefix_is_free():
                 "watch_time_s": np.array([1.0, 2.0]),
             },
             group=np.zeros(2, int),
+            user=np.zeros(2, int),
         ),
         prefix="click_model.",
     )
@@ -147,6 +152,96 @@ def test_undefined_metrics_are_left_out_and_the_prefix_is_free():
             "click_model.impressions": 2.0,
         }
     )
+
+
+FACTS = VideoFacts(
+    upload_time_us=None, duration_s=np.array([30.0, 90.0]), surfaces=["home"]
+)
+
+
+def in_detail(batch, **more):
+    """A batch of three candidates a request, with what details need."""
+    shape = np.asarray(batch["clicked"]).shape
+    of_request = {
+        "watch_history": np.array([[1, 0, -1]] * shape[0]),
+        "surface": np.ones(shape[0], np.int64),
+    }
+    of_candidate = {
+        "video": np.tile([1, 2, 0], (shape[0], 1)),
+        "position": np.tile([1, 2, 3], (shape[0], 1)),
+    }
+    found = {**batch, **of_request, **of_candidate, **more}
+    return {name: tf.convert_to_tensor(value) for name, value in found.items()}
+
+
+def test_details_are_slices_and_estimates_with_intervals():
+    # Scores 3, 1, 2; the first is clicked and watched 10 to 17 s.
+    rows = [
+        (f"user {i}", 100, i, [(3, 1, 10 + i), (1, 0, 0), (2, i % 2, 4)])
+        for i in range(8)
+    ]
+    propensity = np.full((8, 3), 1 / 3, np.float32)
+    # Two requests were not shuffled.
+    propensity[6:] = 1.0
+    batch = in_detail(make_batch(rows), propensity=propensity)
+    values = evaluate(
+        Oracle(), [batch], "request", details=Details(FACTS, 50, seed=1)
+    )
+    part = "ranking.by_duration.under_1_minute."
+    # The first videos: 6 s said of each, 108 s watched, all clicked.
+    assert values[f"{part}impressions"] == 8
+    assert values[f"{part}calibration"] == pytest.approx(48 / 108)
+    assert 0.3 < values[f"{part}calibration_low"] < 48 / 108
+    assert f"{part}auc_click" not in values
+    # All 24: clicked scores 3 (8 times) and 2 (4 times), others 1 and 2.
+    # Right: 8 x 12 + 4 x 8, and 4 x 4 ties, of 12 x 12.
+    assert values["ranking.by_surface.home.auc_click"] == pytest.approx(
+        (96 + 32 + 8) / 144
+    )
+    assert values["ranking.by_activity.watched_0_to_5.impressions"] == 24
+    loss = "ranking.log_loss_click"
+    assert 0.0 < values[f"{loss}_low"] < values[loss] < values[f"{loss}_high"]
+    assert values["ranking.watch_time_rmse_s_low"] == pytest.approx(
+        math.sqrt(values["ranking.watch_time_mse_s2_low"])
+    )
+    of_policy = "ranking.off_policy."
+    assert values[f"{of_policy}requests"] == 6
+    # By score, the first video keeps its place; the others change theirs, so
+    # that they tell nothing: 3 x 1 click of each request.
+    assert values[f"{of_policy}clicks_per_request.ips"] == pytest.approx(3.0)
+    assert values[f"{of_policy}clicks_per_request.as_shown"] == (
+        pytest.approx(1.5)
+    )
+    assert values[f"{of_policy}watch_time_s_per_request.snips"] == (
+        pytest.approx(3 * 12.5)
+    )
+    # Where all requests are alike, nothing is known of others.
+    assert f"{of_policy}clicks_per_request.snips_low" not in values
+
+
+def test_each_epoch_has_neither_intervals_nor_slices():
+    rows = [("a", 100, 1, [(3, 1, 10), (1, 0, 0), (2, 0, 4)])]
+    batch = in_detail(make_batch(rows), propensity=np.full((1, 3), 0.5))
+    names = evaluate(Oracle(), [batch], "request")
+    assert not [n for n in names if n.count(".") > 1 or n.endswith("_low")]
+
+
+def test_without_propensities_or_requests_nothing_is_said_of_other_orders():
+    rows = [("a", 100, 1, [(3, 1, 10), (1, 0, 0), (2, 0, 4)])]
+    plain = in_detail(make_batch(rows))
+    logged = in_detail(make_batch(rows), propensity=np.full((1, 3), 0.5))
+    fixed = in_detail(make_batch(rows), propensity=np.ones((1, 3)))
+    for batch, groups, said in (
+        (plain, "request", False),
+        (fixed, "request", False),
+        (logged, "user_day", False),
+        (logged, "request", True),
+    ):
+        values = evaluate(
+            Oracle(), [batch], groups, details=Details(FACTS, 0, seed=1)
+        )
+        assert any("off_policy" in name for name in values) == said
+        assert not any(name.endswith("_low") for name in values)
 
 
 def test_no_impressions_are_refused():
