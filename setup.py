@@ -41,9 +41,10 @@ INSTALL_REQUIRES = [
     "xxhash>=4,<5",
     # Mappings' expressions over outside logs, vectorised; one plain wheel.
     "polars>=2,<3",
-    # AUC and log loss: the definitions everybody compares with.
+    # Logistic regression, a baseline of ranking; in the tests AUC and log
+    # loss by the definitions everybody compares with.
     "scikit-learn>=1.6,<2",
-    # Kendall's tau, from which the share of ordered pairs follows exactly.
+    # Sparse matrices of the linear baselines.
     "scipy>=1.16,<2",
     # Matrix factorisation, a baseline of the evaluation; wheels for 3.11 to
     # 3.13, and nothing new below it but tqdm.
@@ -80,6 +81,10 @@ ONNX = [
     "matplotlib>=3.10,<4",
 ]
 
+# A ranking baseline that is not among the default ones: users who do not ask
+# for it need no second learner. From 4.6 on it works with scikit-learn 1.6.
+LIGHTGBM = ["lightgbm>=4.6,<5"]
+
 EXTRAS_REQUIRE = {
     # Dataflow, and gs:// for Beam. TensorFlow 2.21 reads gs:// by itself:
     # tensorflow-io-gcs-filesystem 0.37.1 does not even load beside it.
@@ -90,8 +95,10 @@ EXTRAS_REQUIRE = {
     # 2.20 on the package index, so 2.21 on a TPU needs the machine's build.
     "tpu": ["libtpu>=0.0.52,<0.1"],
     "onnx": ONNX,
+    "lightgbm": LIGHTGBM,
     "test": [
         *ONNX,
+        *LIGHTGBM,
         # Runs what was converted, beside TensorFlow. The marker is for the
         # lock, which looks at Pythons that this one has no wheel for.
         "onnxruntime>=1.24,<2; python_version < '3.14'",

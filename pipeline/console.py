@@ -90,20 +90,47 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
             _rows(metrics, _at_a_glance(names), sides),
         )
     _print_slices(metrics, sides)
-    ranking = [k for k in metrics if k.startswith("ranking.")]
-    if ranking:
-        print_table(
-            "Ranking on the test interval",
-            ["metric", "watchnext", "click model"],
-            [
-                [
-                    key.removeprefix("ranking."),
-                    number(metrics[key]),
-                    number(metrics.get(f"baselines.click_model.{key}")),
-                ]
-                for key in ranking
-            ],
-        )
+    _print_ranking(metrics)
+
+
+def _print_ranking(metrics: Mapping[str, float]) -> None:
+    """Prints ranking beside its baselines, without slices."""
+    names = [
+        key.removeprefix("ranking.")
+        for key in metrics
+        if key.startswith("ranking.")
+        and not key.startswith("ranking.by_")
+        and not key.endswith(("_low", "_high"))
+    ]
+    if not names:
+        return
+    sides = {
+        key.split(".")[1].replace("_", " "): key.partition("ranking.")[0]
+        for key in metrics
+        if key.startswith("baselines.") and ".ranking." in key
+    }
+    rows = [
+        [
+            name,
+            number(metrics[f"ranking.{name}"]),
+            _interval(metrics, f"ranking.{name}"),
+            *(
+                number(metrics.get(f"{prefix}ranking.{name}"))
+                for prefix in sides.values()
+            ),
+        ]
+        for name in names
+    ]
+    columns = ["metric", "watchnext", "95 % interval", *sides]
+    if all(row[2] == "-" for row in rows):
+        columns.pop(2)
+        rows = [row[:2] + row[3:] for row in rows]
+    print_table("Ranking on the test interval", columns, rows)
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "-" if low is None else f"{number(low)} to {number(high)}"
 
 
 def _print_slices(

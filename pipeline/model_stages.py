@@ -22,6 +22,7 @@ from pipeline.console import say
 from pipeline.distribution import launch_local_workers
 from pipeline.lineage import refuse_strangers
 from pipeline.model_training import Model, Trainer, Workers
+from pipeline.ranking_measures import RankingMeasures
 from pipeline.refresh import FROM_NOTHING, Refresh
 from pipeline.retrieval_measures import RetrievalMeasures
 from pipeline.run import Run, Sections
@@ -247,12 +248,17 @@ class ModelStages:
             inputs |= {
                 "ranking_model": self.ranking_model().fingerprint(),
                 "ranking_holdout": self.data.ranking_holdout().fingerprint(),
+                # For the baselines.
+                "ranking_examples": self.data.ranking_examples().fingerprint(
+                    "train-", "valid-"
+                ),
             }
 
         def write(writer: ArtifactWriter) -> None:
             writer.metrics |= self._retrieval_metrics()
             if self.has_ranking:
-                writer.metrics |= self._ranking_metrics()
+                model = RankingModel.load(self.ranking_model().path)
+                writer.metrics |= RankingMeasures(self._trainer).of_all(model)
 
         config = self.run.config
         sections: dict[str, BaseModel | str | None]
@@ -281,20 +287,6 @@ class ModelStages:
                 refit=self._refit_examples(),
             ).model
             metrics |= measures.of_model(oracle, "baselines.full_softmax")
-        return metrics
-
-    def _ranking_metrics(self) -> dict[str, float]:
-        model = RankingModel.load(self.ranking_model().path)
-        holdout = self.data.ranking_holdout()
-        metrics = self._trainer.evaluate_ranking(model, holdout, "test")
-        if self.run.config.evaluation.click_model:
-            clicks = self._trainer.train(
-                "ranking", self.data.ranking_examples(), "click_model"
-            ).model
-            beside = self._trainer.evaluate_ranking(clicks, holdout, "test")
-            metrics |= {
-                f"baselines.click_model.{k}": v for k, v in beside.items()
-            }
         return metrics
 
     # Training -------------------------------------------------------------

@@ -20,6 +20,7 @@ Pooling = Literal["mean", "sum", "max"]
 BaselineName = Literal[
     "popularity", "recent_popularity", "co_watch", "implicit_als", "ease"
 ]
+RankingBaselineName = Literal["popularity", "logistic_regression", "lightgbm"]
 
 GeneratorName = Literal["co_watch", "topics", "popular", "sequence"]
 
@@ -356,6 +357,13 @@ class EvaluationConfig(Section):
     full_softmax_oracle: bool = False
     # Also train a click-only ranking model, printed beside.
     click_model: bool = True
+    # Measured beside the ranking model. `logistic_regression` and `lightgbm`
+    # (an extra) learn from its features, which takes minutes.
+    ranking_baselines: tuple[RankingBaselineName, ...] = ("popularity",)
+    # Impressions that these learn from at most, of whole requests.
+    ranking_baseline_impressions: Positive = 300_000
+    # Resamples of the users behind each 95 % interval of ranking; 0: none.
+    bootstrap_resamples: Annotated[int, Field(ge=0, le=10_000)] = 200
 
 
 class Config(Section):

@@ -37,6 +37,35 @@ def test_each_metric_stands_beside_its_baselines(
     assert ["calibration", "1.0100", "-"] in rows
 
 
+def test_ranking_shows_intervals_and_baselines_but_no_slices(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_metrics(
+        {
+            "baselines.popularity.ranking.auc_click": 0.5,
+            "baselines.popularity.ranking.auc_click_low": 0.4,
+            "ranking.auc_click": 0.75,
+            "ranking.auc_click_high": 0.875,
+            "ranking.auc_click_low": 0.625,
+            "ranking.by_surface.home.auc_click": 0.25,
+            "ranking.impressions": 900.0,
+            "ranking.off_policy.clicks_per_request.ips": 1.5,
+        }
+    )
+    out = capsys.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in out.splitlines()
+        if line.startswith("│")
+    ]
+    assert rows == [
+        ["auc_click", "0.7500", "0.6250 to 0.8750", "0.5000"],
+        ["impressions", "900.0000", "-", "-"],
+        ["off_policy.clicks_per_request.ips", "1.5000", "-", "-"],
+    ]
+    assert "popularity" in out and "95 % interval" in out
+
+
 def test_a_bucket_is_a_row_and_the_index_a_column(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

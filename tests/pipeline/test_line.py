@@ -52,6 +52,17 @@ def test_the_work_directory_tells_its_metrics(work: Path) -> None:
         "ranking.weighted_per_user_loss",
         "ranking.watch_time_xauc",
         "ranking.calibration",
+        "ranking.auc_per_user_click_low",
+        "ranking.watch_time_rmse_s_high",
+        "ranking.by_activity.watched_6_to_20.auc_click",
+        "ranking.by_duration.1_to_5_minutes.calibration_low",
+        "ranking.by_prediction.decile_10.calibration",
+        "ranking.by_surface.home.weighted_per_user_loss",
+        "ranking.by_video_age.over_30_days.impressions",
+        # The simulator shuffles some requests, and logs that it did.
+        "ranking.off_policy.clicks_per_request.snips",
+        "ranking.off_policy.watch_time_s_per_request.doubly_robust",
+        "baselines.popularity.ranking.auc_click",
         "baselines.click_model.ranking.weighted_per_user_loss",
     ):
         assert isinstance(top[name], float), name
