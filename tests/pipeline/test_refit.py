@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from beam_jobs.example_files import read_examples
 from models.retrieval import RetrievalModel
@@ -28,6 +29,7 @@ KEYS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_refit_learns_from_validation_too(tmp_path: Path) -> None:
     work, path = tmp_path / "work", tmp_path / "refit.yaml"
     path.write_text(CONFIG)
