@@ -21,7 +21,9 @@ BaselineName = Literal[
     "popularity", "recent_popularity", "co_watch", "implicit_als", "ease"
 ]
 
-GeneratorName = Literal["co_watch", "topics", "popular", "sequence"]
+GeneratorName = Literal["co_watch", "topics", "popular", "context", "sequence"]
+# They ask the index; the others look lists up.
+BY_INDEX: tuple[GeneratorName, ...] = ("context", "sequence")
 
 
 class Section(BaseModel):
@@ -283,9 +285,10 @@ class GeneratorConfig(Section):
 
     # `co_watch`: watched by others soon after the query video; `topics`:
     # watched most of the query video's topics; `popular`: watched most in the
-    # user's region; `sequence`: the encoder's part of the query embedding
-    # alone (`retrieval.sequence` with `place: beside`). Where a request names
-    # no query video, the user's last watch is it.
+    # user's region; `context`: the tower's best for a user whose last watch
+    # is the query video, nothing without one; `sequence`: the encoder's part
+    # of the query embedding alone (`retrieval.sequence` with `place: beside`).
+    # For lists, the user's last watch stands in for a query video.
     name: GeneratorName
     # It offers its best ones that the user has not watched.
     candidates: Positive
