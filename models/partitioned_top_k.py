@@ -65,9 +65,10 @@ class PartitionedTopK(TopK):
             )
         # Keras would copy a dataclass's arrays into its own containers.
         self._members = partition.members
-        self._centroids = table(partition.centroids, tf.float32)
+        # Read as a whole, and that takes half the time across the pieces.
+        self._centroids = table(partition.centroids.T, tf.float32)
         self._axes = table(axes, tf.float32)
-        self._variances = table(partition.variances, tf.float32)
+        self._variances = table(partition.variances.T, tf.float32)
         self._storage, self._rescored = storage, max(rescored, k)
 
     def index(
@@ -91,10 +92,10 @@ class PartitionedTopK(TopK):
         self._check_corpus(videos)
         held = int((self._members != PADDING).sum())
         width = vectors.shape[1] + 1
-        if held != videos or width != self._centroids.shape[1]:
+        if held != videos or width != self._centroids.shape[0]:
             raise ValueError(
                 f"The partition is of {held} vectors of "
-                f"{self._centroids.shape[1]} dimensions with the bias, got "
+                f"{self._centroids.shape[0]} dimensions with the bias, got "
                 f"{videos} of {width}. Build the index again."
             )
         ids = np.arange(1, videos + 1) if identifiers is None else identifiers
@@ -187,10 +188,8 @@ class PartitionedTopK(TopK):
     def _promise(self, queries: tf.Tensor) -> tf.Tensor:
         """As `Partition.promise`, of turned queries."""
         queries = tf.linalg.matmul(queries, self._axes)
-        means = tf.linalg.matmul(queries, self._centroids, transpose_b=True)
-        variances = tf.linalg.matmul(
-            tf.square(queries), self._variances, transpose_b=True
-        )
+        means = tf.linalg.matmul(queries, self._centroids)
+        variances = tf.linalg.matmul(tf.square(queries), self._variances)
         return means + DEVIATIONS * tf.sqrt(variances)
 
     def _scores_in_pieces(
