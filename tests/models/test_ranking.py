@@ -8,7 +8,8 @@ import pytest
 
 from models.keras_setup import keras, tf
 from models.position_bias import LAST_POSITION, PositionBias
-from models.ranking import RankingModel, embedding_dim
+from models.ranking import RankingModel
+from models.ranking_inputs import embedding_dim
 from models.ranking_tasks import (
     binary_loss,
     log_watch_time_s,
@@ -155,7 +156,9 @@ def test_predictions_equal_the_naive_model():
                 assert got == dict.fromkeys(got, 0.0)
                 continue
             z = naive_logits(model, batch, b, c)
-            bias = unknown[int(batch["user_device"][b])]
+            bias = unknown[
+                int(batch["user_device"][b]), int(batch["surface"][b])
+            ]
             expected = {
                 "expected_watch_time_s": 10.0 * math.exp(z["watch_time"]),
                 "clicked": sigmoid(z["clicked"] + bias),
@@ -174,7 +177,9 @@ def test_loss_equals_the_naive_sum_over_impressions():
     for b, count in enumerate((3, 1, 2, 0)):
         for c in range(count):
             z = naive_logits(model, batch, b, c)
-            z["clicked"] += bias[int(batch["user_device"][b])]
+            z["clicked"] += bias[
+                int(batch["user_device"][b]), int(batch["surface"][b])
+            ]
             units = float(batch["watch_time_s"][b, c]) / 10.0
             p = sigmoid(z["watch_time"])
             total["watch_time"] -= units * math.log(p) + math.log(1 - p)
@@ -375,18 +380,41 @@ def test_position_moves_the_click_logit_in_training_alone():
 
 
 def test_position_bias_reads_its_cell():
-    bias = PositionBias(devices=2, dropout=0.0, seed=1)
-    bias.logits.assign(np.arange((LAST_POSITION + 1) * 3).reshape(-1, 3))
-    # Row p, device d holds 3 p + d; positions beyond the last share its row.
+    bias = PositionBias(devices=2, surfaces=1, dropout=0.0, seed=1)
+    bias.logits.assign(np.arange((LAST_POSITION + 1) * 6).reshape(-1, 3, 2))
+    # Position p, device d, surface s hold 6 p + 2 d + s; positions beyond the
+    # last share its cells.
     logits = bias(
-        tf.constant([0, 2, LAST_POSITION + 7], tf.int64),
-        tf.constant([1, 0, 2], tf.int64),
+        tf.constant([0, 2, LAST_POSITION + 7, 1], tf.int64),
+        tf.constant([1, 0, 2, 0], tf.int64),
+        tf.constant([0, 1, 1, 0], tf.int64),
     )
-    np.testing.assert_array_equal(logits, [1, 6, 3 * LAST_POSITION + 2])
+    last = 6 * LAST_POSITION + 5
+    np.testing.assert_array_equal(logits, [2, 13, last, 6])
+
+
+@pytest.mark.parametrize("missing", ["user_device", "surface"])
+def test_position_bias_of_a_log_without_a_place(missing):
+    features = FeatureSet(tuple(f for f in FEATURES if f.name != missing))
+    model = RankingModel(
+        features, SIZES, CONFIG, 3, labels=LABELS, positions=True
+    )
+    # Devices 3, surfaces 2, each with the unknown; of a missing one that alone.
+    shape = {"user_device": (101, 1, 3), "surface": (101, 4, 1)}[missing]
+    assert tuple(model.position_bias.logits.shape) == shape
+    model.position_bias.logits.assign(
+        np.arange(math.prod(shape)).reshape(shape)
+    )
+    batch = make_batch((C,) * 4)
+    batch.pop(missing)
+    found = model._bias(batch, model._slots(batch)).numpy()
+    # Position 0 is not known: the logit is the other place's id.
+    other = {"user_device": "surface", "surface": "user_device"}[missing]
+    np.testing.assert_array_equal(found, np.repeat(batch[other], C))
 
 
 def test_position_dropout_is_a_function_of_seed_step_and_row():
-    bias = PositionBias(devices=0, dropout=0.3, seed=1)
+    bias = PositionBias(devices=0, surfaces=0, dropout=0.3, seed=1)
     position = tf.fill([5000, 4], tf.constant(7, tf.int64))
     seen = bias.seen_positions(position, 2, 0).numpy()
     assert set(np.unique(seen)) == {0, 7}
@@ -400,16 +428,17 @@ def test_position_dropout_is_a_function_of_seed_step_and_row():
 def test_position_bias_takes_what_position_explains():
     # Alike videos; position 1 is clicked 3 times of 4, position 2 once of 4:
     # logits ln 3 and -ln 3 around the main tower, whatever that holds.
-    bias = PositionBias(devices=0, dropout=0.0, seed=1)
+    bias = PositionBias(devices=0, surfaces=0, dropout=0.0, seed=1)
     position = tf.constant([1, 1, 1, 1, 2, 2, 2, 2], tf.int64)
+    zero = tf.zeros_like(position)
     clicked = tf.constant([1, 1, 1, 0, 0, 0, 0, 1], tf.float32)
     for _ in range(300):
         with tf.GradientTape() as tape:
-            logit = bias(position, tf.zeros_like(position))
+            logit = bias(position, zero, zero)
             loss = tf.reduce_sum(binary_loss(logit, clicked))
         gradient = tape.gradient(loss, bias.logits)
         bias.logits.assign_sub(0.5 * tf.convert_to_tensor(gradient))
-    found = bias.logits.numpy()[:, 0]
+    found = bias.logits.numpy()[:, 0, 0]
     np.testing.assert_allclose(found[1:3], [math.log(3), -math.log(3)], 1e-4)
     np.testing.assert_array_equal(found[3:], 0.0)
 
@@ -477,8 +506,8 @@ def test_a_click_model_has_no_watch_time_head():
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        ({"tasks": ("clicked", "shared")}, "clicked, liked; received"),
-        ({"tasks": ("watch_time_s",)}, "clicked, liked; received"),
+        ({"tasks": ("clicked", "shared")}, "clicked, liked, rating; received"),
+        ({"tasks": ("watch_time_s",)}, "clicked, liked, rating; received"),
         ({"tasks": ("clicked", "clicked")}, "different names"),
         ({"task_weights": {"likes": 1.0}}, "received 'likes'"),
         ({"task_weights": {"liked": -1.0}}, "received 'liked': -1.0"),
