@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 
 from models.keras_setup import keras, tf
-from models.position_bias import LAST_POSITION, PositionBias
 from models.ranking import RankingModel
 from models.ranking_inputs import embedding_dim
-from models.ranking_tasks import (
-    binary_loss,
-    log_prediction,
-    log_watch_time_s,
-    squared_loss,
-    watch_time_loss,
-)
 from schemas.config import ExpertsConfig, RankingConfig
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
@@ -226,59 +218,6 @@ def test_loss_equals_the_naive_sum_over_impressions():
         )
 
 
-@pytest.mark.parametrize("objective", ["expected_watch_time", "paper"])
-def test_gradient_of_the_watch_time_loss_by_hand(objective):
-    # d softplus(z) = s(z), d softplus(-z) = s(z) - 1. T = 12 s = 3 units.
-    z = tf.Variable([-1.3, 0.4, 2.0, 0.7])
-    with tf.GradientTape() as tape:
-        loss = watch_time_loss(
-            z,
-            tf.constant([1.0, 0.0, 0.0, 1.0]),
-            tf.constant([12.0, 12.0, 0.0, math.nan]),
-            objective=objective,
-            unit_s=4.0,
-        )
-    s = [sigmoid(x) for x in z.numpy()]
-    if objective == "paper":
-        want = [3 * (s[0] - 1), s[1], s[2], 0.0]
-    else:
-        want = [3 * (s[0] - 1) + s[0], 3 * (s[1] - 1) + s[1], s[2], 0.0]
-    np.testing.assert_allclose(tape.gradient(loss, z), want, rtol=1e-5)
-    assert float(loss[3]) == 0.0
-
-
-def test_binary_loss_has_no_gradient_where_the_label_is_unknown():
-    z = tf.Variable([0.5, 0.5, 0.5])
-    with tf.GradientTape() as tape:
-        loss = binary_loss(z, tf.constant([1.0, 0.0, math.nan]))
-    p = sigmoid(0.5)
-    np.testing.assert_allclose(
-        loss, [-math.log(p), -math.log(1 - p), 0.0], rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        tape.gradient(loss, z), [p - 1, p, 0.0], rtol=1e-6
-    )
-
-
-def test_the_loss_of_a_rating_by_hand():
-    # softplus(0) = ln 2, its slope 1/2; softplus(3) = 3.04859, slope .95257.
-    z = tf.Variable([0.0, 3.0, 3.0])
-    with tf.GradientTape() as tape:
-        loss = squared_loss(z, tf.constant([2.0, 4.0, math.nan]))
-    errors = [math.log(2) - 2, 3.04859 - 4]
-    np.testing.assert_allclose(loss, [*np.square(errors), 0.0], rtol=1e-4)
-    want = [2 * errors[0] * 0.5, 2 * errors[1] * 0.95257, 0.0]
-    np.testing.assert_allclose(tape.gradient(loss, z), want, rtol=1e-4)
-
-
-def test_a_predicted_rating_is_a_factor_of_the_score_whatever_its_logit():
-    # Softplus of -1000 is 0 in float32, whose logarithm no score could use.
-    log = log_prediction("rating", tf.constant([-1000.0, 0.0, 5.0]), EXPERTS)
-    assert np.isfinite(log).all()
-    want = [0.0, math.log(2), 5.0067153]
-    np.testing.assert_allclose(tf.exp(log), want, rtol=1e-6, atol=1e-29)
-
-
 def test_ratings_alone_are_learnt_to_their_mean():
     config = RankingConfig(
         tasks=("rating",),
@@ -371,14 +310,6 @@ def test_gate_dropout_is_drawn_in_training_alone():
     assert len(losses) == 2
     assert len(still) == 1
     assert not losses & still
-
-
-def test_the_longest_valid_watch_is_the_largest_prediction():
-    # e^200 overflows float32; two days are 172,800 s.
-    seconds = tf.exp(log_watch_time_s(tf.constant([200.0, 1.0, -200.0]), 60.0))
-    np.testing.assert_allclose(
-        seconds, [172_800.0, 60 * math.e, 0.0], rtol=1e-5
-    )
 
 
 def alike_impressions():
@@ -524,20 +455,6 @@ def test_position_moves_the_click_logit_in_training_alone():
         assert float(parts[name]) == float(other[name])
 
 
-def test_position_bias_reads_its_cell():
-    bias = PositionBias(devices=2, surfaces=1, dropout=0.0, seed=1)
-    bias.logits.assign(np.arange((LAST_POSITION + 1) * 6).reshape(-1, 3, 2))
-    # Position p, device d, surface s hold 6 p + 2 d + s; positions beyond the
-    # last share its cells.
-    logits = bias(
-        tf.constant([0, 2, LAST_POSITION + 7, 1], tf.int64),
-        tf.constant([1, 0, 2, 0], tf.int64),
-        tf.constant([0, 1, 1, 0], tf.int64),
-    )
-    last = 6 * LAST_POSITION + 5
-    np.testing.assert_array_equal(logits, [2, 13, last, 6])
-
-
 @pytest.mark.parametrize("missing", ["user_device", "surface"])
 def test_position_bias_of_a_log_without_a_place(missing):
     features = FeatureSet(tuple(f for f in FEATURES if f.name != missing))
@@ -556,36 +473,6 @@ def test_position_bias_of_a_log_without_a_place(missing):
     # Position 0 is not known: the logit is the other place's id.
     other = {"user_device": "surface", "surface": "user_device"}[missing]
     np.testing.assert_array_equal(found, np.repeat(batch[other], C))
-
-
-def test_position_dropout_is_a_function_of_seed_step_and_row():
-    bias = PositionBias(devices=0, surfaces=0, dropout=0.3, seed=1)
-    position = tf.fill([5000, 4], tf.constant(7, tf.int64))
-    seen = bias.seen_positions(position, 2, 0).numpy()
-    assert set(np.unique(seen)) == {0, 7}
-    # 20,000 draws: a standard deviation of 0.003.
-    assert np.mean(seen == 0) == pytest.approx(0.3, abs=0.015)
-    tail = bias.seen_positions(position[3000:], 2, 3000)
-    np.testing.assert_array_equal(tail, seen[3000:])
-    assert (bias.seen_positions(position, 3, 0).numpy() != seen).any()
-
-
-def test_position_bias_takes_what_position_explains():
-    # Alike videos; position 1 is clicked 3 times of 4, position 2 once of 4:
-    # logits ln 3 and -ln 3 around the main tower, whatever that holds.
-    bias = PositionBias(devices=0, surfaces=0, dropout=0.0, seed=1)
-    position = tf.constant([1, 1, 1, 1, 2, 2, 2, 2], tf.int64)
-    zero = tf.zeros_like(position)
-    clicked = tf.constant([1, 1, 1, 0, 0, 0, 0, 1], tf.float32)
-    for _ in range(300):
-        with tf.GradientTape() as tape:
-            logit = bias(position, zero, zero)
-            loss = tf.reduce_sum(binary_loss(logit, clicked))
-        gradient = tape.gradient(loss, bias.logits)
-        bias.logits.assign_sub(0.5 * tf.convert_to_tensor(gradient))
-    found = bias.logits.numpy()[:, 0, 0]
-    np.testing.assert_allclose(found[1:3], [math.log(3), -math.log(3)], 1e-4)
-    np.testing.assert_array_equal(found[3:], 0.0)
 
 
 def test_request_without_candidate_count_scores_every_slot():
