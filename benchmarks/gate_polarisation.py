@@ -1,6 +1,6 @@
 """Counts the trainings whose gates polarise, with gate dropout and without.
 
-    python -m benchmarks.gate_polarisation             # some 3 minutes
+    python -m benchmarks.gate_polarisation             # some 2 minutes
     python -m benchmarks.gate_polarisation --seeds 1 --steps 9
 
 A small ranking problem with what makes gates of ReLU experts polarise (Zhao et

@@ -12,7 +12,7 @@ input, which is wider by far: what belongs to a request goes through the first
 shared layer once a request, and no expert sees it again.
 
 A gate may come to use one expert alone, or none of what an expert says may
-reach a task ("polarised"). Gate dropout prevents that: see `kept`.
+reach a task ("polarised"). Gate dropout makes that rarer: see `kept`.
 """
 
 from collections.abc import Callable, Sequence
