@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models import ranking_metrics
 from models.keras_setup import tf
+from models.ranking_tasks import RATING
 from schemas.hashing import hash_strings, mix
 
 Array = NDArray[Any]
@@ -161,9 +162,10 @@ def measure(
       `weighted_per_user_loss`, `weighted_per_user_loss_ties` (the share of
       pairs, by watch time, with equal scores), `watch_time_xauc`;
       `auc_<label>` and `log_loss_<label>` of each task (`click` for
-      `clicked`); with `expected_watch_time_s`, `watch_time_mae_s` and
-      `calibration`; `loss`; `impressions`. What is undefined, such as the
-      AUC of labels all alike, is left out.
+      `clicked`), or `mse_rating` and `mae_rating`; with
+      `expected_watch_time_s`, `watch_time_mae_s` and `calibration`; `loss`;
+      `impressions`. What is undefined, such as the AUC of labels all alike,
+      is left out.
     """
     outputs, labels = predictions.outputs, predictions.labels
     watch_time_s = labels["watch_time_s"]
@@ -181,6 +183,10 @@ def measure(
     for task in outputs.keys() & labels.keys():
         name = _METRIC_NAMES.get(task, task)
         probability, label = outputs[task], labels[task]
+        if task == RATING:
+            values["mse_rating"] = ranking_metrics.mse(probability, label)
+            values["mae_rating"] = ranking_metrics.mae(probability, label)
+            continue
         values[f"auc_{name}"] = ranking_metrics.auc(probability, label)
         values[f"log_loss_{name}"] = ranking_metrics.log_loss(
             probability, label

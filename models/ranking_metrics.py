@@ -117,6 +117,15 @@ def mae(expected: ArrayLike, observed: ArrayLike) -> float:
     return float(np.mean(np.abs(expected[known] - observed[known])))
 
 
+def mse(expected: ArrayLike, observed: ArrayLike) -> float:
+    """Mean squared error, in the square of the arguments' unit."""
+    expected, observed = _scored(expected, observed)
+    known = np.isfinite(observed)
+    if not known.any():
+        return float("nan")
+    return float(np.mean((expected[known] - observed[known]) ** 2))
+
+
 def auc(score: ArrayLike, label: ArrayLike) -> float:
     """Area under the ROC curve; NaN where the labels are of one class."""
     score, label = _scored(score, label)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_jobs.events import read_tables
-from models import ranking_evaluation, retrieval_evaluation
+from models import expert_usage, ranking_evaluation, retrieval_evaluation
 from models.inputs import dataset, max_lengths, naming_corrupt_files
 from models.keras_setup import tf
 from models.label_counts import label_counts
@@ -20,6 +20,7 @@ from models.retrieval import LABEL, FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ExactRanker, ModelScorer
 from models.warm_start import WarmStart
 from pipeline.cluster import current_task
+from pipeline.console import say
 from pipeline.distribution import (
     START_TIMEOUT_S,
     StrategyName,
@@ -320,7 +321,7 @@ class Trainer:
             _EVALUATION_BATCH,
             padded_lengths=max_lengths(self.data.features),
         )
-        return ranking_evaluation.evaluate(
+        found = ranking_evaluation.evaluate(
             model,
             batches,
             ranking_evaluation.group_by(
@@ -329,6 +330,12 @@ class Trainer:
             utc_offset_hours=self.run.config.split.utc_offset_hours,
             prefix=prefix,
         )
+        if model.experts is None:
+            return found
+        usage = expert_usage.measure(model, batches)
+        for alarm in expert_usage.alarms(usage):
+            say(alarm)
+        return found | {prefix + name: value for name, value in usage.items()}
 
 
 def _steps(section: Any, examples: Artifact) -> int:

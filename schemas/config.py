@@ -241,15 +241,32 @@ class IndexConfig(Section):
     storage: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
+class ExpertsConfig(Section):
+    """A mixture of experts, gated by each task (2019, section 4.2)."""
+
+    number: Positive = 4
+    # ReLU layers of each expert, on top of the shared `ranking.hidden_units`.
+    units: Annotated[Units, Field(min_length=1)] = (64,)
+    # In training an expert is put out of use with this probability, for each
+    # request and task on its own; the others' weights are made to sum up to 1
+    # again (2019, section 5: without it some gates use one expert alone).
+    gate_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    # Bring each expert's output to mean 0 and variance 1 before it is mixed.
+    normalize: bool = False
+
+
 class RankingConfig(Section):
     """The ranking model (paper, section 4)."""
 
     # `expected_watch_time`: e^z = E[T] on every impression. `paper`: clicked
     # impressions weighted by T, unclicked by 1; e^z = E[T clicked]/(1 - P).
     objective: Literal["expected_watch_time", "paper"] = "expected_watch_time"
-    # Binary tasks trained beside watch time, on the same shared layers.
+    # Tasks trained beside watch time, on the same shared layers: binary labels
+    # of the log, and `rating`.
     tasks: tuple[str, ...] = ("clicked",)
     hidden_units: Units = (256, 128)
+    # Null: the heads read the shared layers, all tasks the same.
+    experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
     dropout: Share = 0.0
     # Learn the click's position bias in a shallow tower (2019, section 4.3).
