@@ -28,11 +28,11 @@ from models.retrieval import RetrievalModel
 from models.retrieval_evaluation import ExactRanker, ModelScorer, evaluate
 from models.retrieval_slices import VIDEO_AGE
 from pipeline.config import load_config
+from pipeline.event_stage import make_events
 from pipeline.model_stages import ModelStages
 from pipeline.model_training import Trainer, Workers
 from pipeline.retrieval_measures import upload_times
 from pipeline.run import COMMANDS, Run
-from pipeline.stages import make_events
 from schemas.artifacts import ArtifactStore
 from schemas.vocabularies import read_vocabulary
 
