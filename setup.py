@@ -103,6 +103,8 @@ EXTRAS_REQUIRE = {
         # lock, which looks at Pythons that this one has no wheel for.
         "onnxruntime>=1.24,<2; python_version < '3.14'",
         "pytest>=9,<10",
+        # Two tests at a time: most of them wait for one core.
+        "pytest-xdist>=3.8,<4",
         "hypothesis>=6.150,<7",
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<3",

@@ -28,10 +28,10 @@ from models.retrieval import RetrievalModel
 from models.retrieval_evaluation import ExactRanker, ModelScorer, evaluate
 from models.slice_buckets import VIDEO_AGE
 from pipeline.config import load_config
+from pipeline.event_stage import make_events
 from pipeline.model_stages import ModelStages
 from pipeline.model_training import Trainer, Workers
 from pipeline.run import COMMANDS, Run
-from pipeline.stages import make_events
 from pipeline.video_columns import video_column
 from schemas.artifacts import ArtifactStore
 from schemas.vocabularies import read_vocabulary

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import stages
 from pipeline.config import load_config
+from pipeline.event_stage import make_events
 from pipeline.model_stages import ModelStages
 from pipeline.run import LEARNT, Run
+from pipeline.stages import prepare
 from schemas.artifacts import ArtifactStore
 
 COSTS = ("training_s", "training_cpu_s")
@@ -29,8 +30,8 @@ def measured(run: Run, record: Path) -> dict[str, Any]:
       record: where the cost of the training is kept, which happens once. Of
         a training that was stopped and resumed it stays unknown, null.
     """
-    events = stages.make_events(run)
-    stages.prepare(run, events)
+    events = make_events(run)
+    prepare(run, events)
     model_stages = ModelStages(run.building(*LEARNT), events=events)
     resumed = record.exists()
     if not resumed:

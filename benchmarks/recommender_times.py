@@ -23,9 +23,10 @@ from models.recommender import EVERY_CANDIDATE
 from models.saved_models import SERVING_DEFAULT, traced
 from models.serving import RankingService
 from models.serving_requests import CANDIDATES
-from pipeline import stages
+from pipeline.event_stage import make_events
 from pipeline.model_stages import ModelStages
 from pipeline.run import LEARNT, PREPARED, Run
+from pipeline.stages import prepare
 from pipeline.validation_requests import ValidationRequests
 from schemas.artifacts import ArtifactStore
 from schemas.config import Config
@@ -57,8 +58,8 @@ def exported(workdir: Path) -> ModelStages:
     """Stages up to the export, found again below the folder or made there."""
     run = Run(_CONFIG, ArtifactStore(str(workdir)))
     run = run.building("events", *PREPARED, *LEARNT)
-    events = stages.make_events(run)
-    stages.prepare(run, events)
+    events = make_events(run)
+    prepare(run, events)
     model_stages = ModelStages(run, events=events)
     model_stages.export()
     return model_stages

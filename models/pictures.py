@@ -11,10 +11,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from models.experts import Experts
 from models.keras_setup import tf
 from models.query_tower import HISTORY
 from models.ranking import RankingModel
-from models.ranking_tasks import WATCH_TIME, WATCH_TIME_OUTPUT
+from models.ranking_tasks import RATING, WATCH_TIME, WATCH_TIME_OUTPUT
 from models.retrieval import RetrievalModel
 from schemas.errors import UsageError
 from schemas.features import Feature
@@ -81,18 +82,18 @@ def draw_ranking(model: RankingModel, paths: Sequence[str]) -> None:
             outputs.append(Box("output", (name, "e^z, weighted logistic")))
             continue
         lines = [head, "sigmoid, probability"]
+        if head == RATING:
+            lines = [head, "softplus, squared loss"]
         if head == "clicked" and model.position_bias is not None:
             lines.append("+ position's bias in training")
         outputs.append(Box("output", tuple(lines)))
     powers = [f"{n}^{w:g}" for n, w in model.config.score_weights.items()]
     outputs.append(Box("output", ("score", *powers)))
-    layers = [
-        *_layers(model.tower),
-        Box(
-            "layer",
-            ("heads", f"{model.tower.output_dim} -> {len(model.heads)}"),
-        ),
-    ]
+    layers = _layers(model.tower)
+    if model.experts is not None:
+        layers.append(_experts(model.experts))
+    into, tasks = model.head.kernel.shape
+    layers.append(Box("layer", ("heads", f"{into} -> {tasks}")))
     _draw("Ranking network", inputs, layers, outputs, paths)
 
 
@@ -159,6 +160,26 @@ def _layers(tower: Any) -> list[Box]:
         name = layer.activation.__name__
         boxes.append(Box("layer", (f"dense, {name}", f"{into} -> {out}")))
     return boxes
+
+
+def _experts(experts: Experts) -> Box:
+    """All of them, alike, and what mixes them."""
+    layers = experts.towers[0].layers
+    widths = [
+        int(layers[0].kernel.shape[0]),
+        *(layer.units for layer in layers),
+    ]
+    into, out = experts.gate.kernel.shape
+    number = len(experts.towers)
+    return Box(
+        "layer",
+        (
+            f"{number} experts, relu",
+            " -> ".join(map(str, widths)),
+            f"{out // number} gates, softmax",
+            f"{into} -> {number}",
+        ),
+    )
 
 
 def _draw(

@@ -1,7 +1,8 @@
 """The shallow tower of position bias (Zhao et al. 2019, section 4.3).
 
-A video at the top is clicked more often because it is at the top. A logit of
-position x device, added to the click's logit in training only, takes that
+A video at the top is clicked more often because it is at the top, and how much
+more depends on the screen and on the place it is shown. A logit of position x
+device x surface, added to the click's logit in training only, takes that
 share of the clicks, so that the main tower does not learn it. When ranking,
 positions are not known yet: the bias is then that of "not known", which is
 learnt from impressions whose position was dropped.
@@ -17,19 +18,23 @@ _SALT = 1000
 
 
 class PositionBias(tf.Module):
-    """A logit per (position, device), zero at first.
+    """A logit per (position, device, surface), zero at first.
 
     Args:
       devices: size of the device vocabulary, 0 if the log has none.
+      surfaces: size of the surface vocabulary, 0 if the log has none.
       dropout: share of positions that training takes as not known.
       seed: of the dropout.
     """
 
-    def __init__(self, devices: int, dropout: float, seed: int) -> None:
+    def __init__(
+        self, devices: int, surfaces: int, dropout: float, seed: int
+    ) -> None:
         super().__init__(name="position_bias")
         self._dropout, self._seed = dropout, seed
         self.logits = tf.Variable(
-            tf.zeros([LAST_POSITION + 1, devices + 1]), name="position_bias"
+            tf.zeros([LAST_POSITION + 1, devices + 1, surfaces + 1]),
+            name="position_bias",
         )
 
     def seen_positions(
@@ -53,7 +58,10 @@ class PositionBias(tf.Module):
         )
         return tf.where(uniform >= self._dropout, position, 0)
 
-    def __call__(self, position: tf.Tensor, device: tf.Tensor) -> tf.Tensor:
-        """Returns the logits float32 [N] of position and device int64 [N]."""
+    def __call__(
+        self, position: tf.Tensor, device: tf.Tensor, surface: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the logits float32 [N] of three int64 [N], 0 if not known."""
         position = tf.clip_by_value(position, 0, LAST_POSITION)
-        return tf.gather_nd(self.logits, tf.stack([position, device], axis=1))
+        cell = tf.stack([position, device, surface], axis=1)
+        return tf.gather_nd(self.logits, cell)

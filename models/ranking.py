@@ -9,43 +9,29 @@ watch time, the probability of each binary task, and one score per candidate
     candidate features [N, P] --------------W_c----> [N, U] -+
 
 N counts the batch's impressions without padding. What belongs to a request
-costs once a request, however many candidates it has.
+costs once a request, however many candidates it has. Between the shared layers
+and the heads there may be a mixture of experts: see `models.experts`.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from models import ranking_tasks
-from models.embeddings import EmbeddingTables
+from models.experts import Experts
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import keras, tf, tfrs
 from models.position_bias import PositionBias
 from models.random_rows import row_uniform
-from models.ranking_tasks import WATCH_TIME, WATCH_TIME_OUTPUT
+from models.ranking_inputs import RankingInputs, Tensors
 from models.saved_weights import read_weights, reading_model, write_model
 from models.towers import Tower
 from schemas.config import RankingConfig
-from schemas.features import (
-    CONTINUOUS_WIDTH,
-    FIXED_SPACES,
-    Feature,
-    FeatureSet,
-    from_json,
-    to_json,
-)
+from schemas.features import FeatureSet, from_json, to_json
 
 COUNT = "candidate_count"
-_HISTORY, _DEVICE = "watch_history", "user_device"
+# What the position's bias depends on beside the position, as far as known.
+_PLACE = ("user_device", "surface")
 
-Tensors = Mapping[str, tf.Tensor]
-
-
-def embedding_dim(vocabulary_size: int, largest: int) -> int:
-    """Dimension of a space: grows with ln V (paper, section 4.1), capped.
-
-    2 ceil(log2(V + 1)): 2 for one term, 8 for 15, 26 for 7,471.
-    """
-    return min(largest, max(1, 2 * math.ceil(math.log2(vocabulary_size + 1))))
+Drop = Callable[[tf.Tensor, int], tf.Tensor]
 
 
 class RankingModel(tfrs.Model):
@@ -81,51 +67,42 @@ class RankingModel(tfrs.Model):
         self.features, self.config, self.seed = features, config, seed
         self.labels, self.positions = tuple(labels), positions
         self.heads = ranking_tasks.heads(config)
-        self._of_request = features.select("query", "request")
-        self._of_candidate = features.select("candidate")
-        self._sizes = {**FIXED_SPACES, **sizes}
-        spaces = features.spaces("query", "request", "candidate")
-        if not self._of_candidate or set(spaces) - set(self._sizes):
-            raise ValueError(
-                "Expected candidate features (does the log have impressions?) "
-                f"and a vocabulary size for each of {', '.join(spaces)}; "
-                f"received {len(self._of_candidate)} such features and "
-                f"{dict(sizes)}."
-            )
-        self.embeddings = EmbeddingTables(
-            {s: (self._sizes[s], self._dim(s)) for s in spaces}, seed
+        self._inputs = RankingInputs(
+            features, sizes, config.max_embedding_dim, seed
         )
-        self._request_width = sum(map(self._width, self._of_request))
-        candidate_width = sum(map(self._width, self._of_candidate))
+        self.embeddings = self._inputs.embeddings
         self.tower = Tower(
-            self._request_width + candidate_width,
+            sum(self._inputs.widths.values()),
             config.hidden_units,
             "relu",
             seed=seed,
             name="ranking_tower",
         )
+        width = self.tower.output_dim
+        self.experts: Experts | None = None
+        if config.experts is not None:
+            tasks = len(self.heads)
+            self.experts = Experts(width, tasks, config.experts, seed)
+            width = self.experts.output_dim
         self.head = keras.layers.Dense(
             len(self.heads),
             kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
             name="heads",
         )
-        self.head.build([None, self.tower.output_dim])
+        self.head.build([None, width])
         start = initial_bias or {}
         self.head.bias.assign([start.get(h, 0.0) for h in self.heads])
         self.position_bias: PositionBias | None = None
         if positions and config.position_tower and "clicked" in self.heads:
-            device = [f for f in self._of_request if f.name == _DEVICE]
+            devices, surfaces = map(self._inputs.terms, _PLACE)
             self.position_bias = PositionBias(
-                self._sizes[str(device[0].space)] if device else 0,
-                config.position_dropout,
-                seed,
+                devices, surfaces, config.position_dropout, seed
             )
 
     @property
     def input_widths(self) -> dict[str, int]:
         """Feature -> its share of the first layer's input."""
-        features = (*self._of_request, *self._of_candidate)
-        return {f.name: self._width(f) for f in features}
+        return self._inputs.widths
 
     @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
@@ -135,12 +112,9 @@ class RankingModel(tfrs.Model):
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
         """Variables that every step updates as a whole."""
-        bias = self.position_bias
-        return (
-            *self.tower.trainable_variables,
-            *self.head.trainable_variables,
-            *(() if bias is None else bias.trainable_variables),
-        )
+        optional = (self.experts, self.position_bias)
+        parts = (self.tower, self.head, *(p for p in optional if p is not None))
+        return tuple(v for part in parts for v in part.trainable_variables)
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -165,21 +139,13 @@ class RankingModel(tfrs.Model):
         """
         slots = self._slots(inputs)
         logits = self._logits(inputs, slots, training=training, step=step)
+        names = dict.fromkeys(("clicked", "watch_time_s", *self.config.tasks))
+        labels = {n: tf.gather_nd(inputs[n], slots) for n in names}
         losses = {}
         for head, logit in logits.items():
-            if head == WATCH_TIME:
-                loss = ranking_tasks.watch_time_loss(
-                    logit,
-                    tf.gather_nd(inputs["clicked"], slots),
-                    tf.gather_nd(inputs["watch_time_s"], slots),
-                    objective=self.config.objective,
-                    unit_s=self.config.watch_time_unit_s,
-                )
-            else:
-                if head == "clicked":
-                    logit += self._bias(inputs, slots, training, step)
-                label = tf.gather_nd(inputs[head], slots)
-                loss = ranking_tasks.binary_loss(logit, label)
+            if head == "clicked":
+                logit += self._bias(inputs, slots, training, step)
+            loss = ranking_tasks.loss(head, logit, labels, self.config)
             losses[head] = tf.reduce_sum(loss) / global_batch_size
         weights = self.config.task_weights
         total = tf.add_n([weights.get(h, 1.0) * x for h, x in losses.items()])
@@ -200,26 +166,21 @@ class RankingModel(tfrs.Model):
         Returns:
           float32 [B, C] each: `expected_watch_time_s` (objective `paper`:
           `watch_time_odds`), at most the longest valid watch; each task's
-          probability by its name; `score`, the product of the outputs to the
-          powers `score_weights` (2019, section 4.2).
+          probability, or rating (above 0), by its name; `score`, the product
+          of the outputs to the powers `score_weights` (2019, section 4.2).
         """
         slots = self._slots(features)
         logs = {}
         for head, logit in self._logits(features, slots).items():
-            if head == WATCH_TIME:
-                name = WATCH_TIME_OUTPUT[self.config.objective]
-                logs[name] = ranking_tasks.log_watch_time_s(
-                    logit, self.config.watch_time_unit_s
-                )
-            else:
-                if head == "clicked":
-                    logit += self._bias(features, slots)
-                logs[head] = tf.math.log_sigmoid(logit)
+            if head == "clicked":
+                logit += self._bias(features, slots)
+            name = ranking_tasks.output_name(head, self.config)
+            logs[name] = ranking_tasks.log_prediction(head, logit, self.config)
         # In logarithms a product of small probabilities does not vanish.
         logs["score"] = tf.add_n(
             [w * logs[name] for name, w in self.config.score_weights.items()]
         )
-        shape = self._shape(features)
+        shape = self._inputs.shape(features)
         return {
             name: tf.scatter_nd(slots, tf.exp(log), shape)
             for name, log in logs.items()
@@ -229,12 +190,35 @@ class RankingModel(tfrs.Model):
         """Same as `predict`."""
         return self.predict(inputs)
 
+    def expert_sums(self, features: Tensors) -> dict[str, tf.Tensor]:
+        """Sums over a batch's impressions, of which evaluation makes means.
+
+        Args:
+          features: as for `predict`; the model must have experts.
+
+        Returns:
+          `weights` float32 [T, E]: what each task's gate gives each expert;
+          `zeros` float32 [E]: the share of the units of an expert's last
+          layer that are 0; `impressions` int64 [].
+        """
+        assert self.experts is not None
+        slots = self._slots(features)
+        x = self._shared(features, slots, _no_drop)
+        outputs = self.experts.outputs(x, _no_drop)
+        zeros = [tf.cast(output == 0.0, tf.float32) for output in outputs]
+        shares = [tf.reduce_sum(tf.reduce_mean(z, axis=1)) for z in zeros]
+        return {
+            "weights": tf.reduce_sum(self.experts.weights(x), axis=0),
+            "zeros": tf.stack(shares),
+            "impressions": tf.shape(slots, out_type=tf.int64)[0],
+        }
+
     def save(self, folder: str) -> None:  # type: ignore[override]
         """Writes `model.json` and the weights; no optimiser, no step."""
         description = {
             "features": to_json(self.features),
             # Plain values: Keras wraps what is assigned to a model.
-            "sizes": dict(self._sizes),
+            "sizes": dict(self._inputs.sizes),
             "config": self.config.model_dump(mode="json"),
             "seed": self.seed,
             "labels": list(self.labels),
@@ -267,6 +251,8 @@ class RankingModel(tfrs.Model):
             "tower": self.tower,
             "head": self.head,
         }
+        if self.experts is not None:
+            parts["experts"] = self.experts
         if self.position_bias is not None:
             parts["position_bias"] = self.position_bias
         return parts
@@ -280,34 +266,45 @@ class RankingModel(tfrs.Model):
         step: tf.Tensor | int = 0,
     ) -> dict[str, tf.Tensor]:
         """Logits float32 [N] of each head, without the position bias."""
-        request = tf.concat(
-            [self._part(f, features[f.name]) for f in self._of_request], axis=1
-        )
-        candidate = tf.concat(
-            [
-                self._part(f, tf.gather_nd(features[f.name], slots))
-                for f in self._of_candidate
-            ],
-            axis=1,
-        )
         row = slots[:, 0]
+
+        def dropped(hidden: tf.Tensor, number: int) -> tf.Tensor:
+            kept = self._kept(features, hidden.shape[1], (step, number))
+            return hidden * tf.gather(kept, row)
+
+        drop = dropped if training and self.config.dropout else _no_drop
+        x = self._shared(features, slots, drop)
+        if self.experts is None:
+            logits = self.head(x)
+        else:
+            kept = None
+            if training and self.experts.config.gate_dropout:
+                index = features[EXAMPLE_INDEX]
+                kept = self.experts.kept(tf.size(index), step, index[0])
+                kept = tf.gather(kept, row)
+            shared = len(self.tower.layers)
+            outputs = self.experts.outputs(x, lambda h, i: drop(h, shared + i))
+            weights = self.experts.weights(x, kept)
+            logits = self.experts.logits(outputs, weights, self.head)
+        by_head = tf.unstack(logits, len(self.heads), axis=1)
+        return dict(zip(self.heads, by_head, strict=True))
+
+    def _shared(
+        self, features: Tensors, slots: tf.Tensor, drop: Drop
+    ) -> tf.Tensor:
+        """The shared layers' output, float32 [N, U]."""
         first = self.tower.layers[0]
         # [request, candidate] W = request W_q + candidate W_c: the first
         # product has B rows, not N.
-        w_q = first.kernel[: self._request_width]
-        w_c = first.kernel[self._request_width :]
-        by_request = tf.matmul(request, w_q) + first.bias
+        w_q, w_c = tf.split(first.kernel, [self._inputs.request_width, -1])
+        by_request = tf.matmul(self._inputs.request(features), w_q)
+        by_candidate = tf.matmul(self._inputs.candidate(features, slots), w_c)
         hidden = tf.nn.relu(
-            tf.gather(by_request, row) + tf.matmul(candidate, w_c)
+            tf.gather(by_request + first.bias, slots[:, 0]) + by_candidate
         )
-        dropped = training and self.config.dropout > 0.0
         for i, layer in enumerate(self.tower.layers):
-            hidden = layer(hidden) if i > 0 else hidden
-            if dropped:
-                kept = self._kept(features, layer.units, (step, i))
-                hidden *= tf.gather(kept, row)
-        logits = tf.unstack(self.head(hidden), len(self.heads), axis=1)
-        return dict(zip(self.heads, logits, strict=True))
+            hidden = drop(layer(hidden) if i > 0 else hidden, i)
+        return hidden
 
     def _kept(
         self, inputs: Tensors, units: int, key: tuple[tf.Tensor | int, int]
@@ -330,48 +327,30 @@ class RankingModel(tfrs.Model):
         training: bool = False,
         step: tf.Tensor | int = 0,
     ) -> tf.Tensor | float:
-        """What position and device add to the click's logit, [N]."""
+        """What the position adds to the click's logit, [N]."""
         if self.position_bias is None:
             return 0.0
         row = slots[:, 0]
-        position = device = tf.zeros_like(row)
+        position = not_known = tf.zeros_like(row)
         if training:
             seen = self.position_bias.seen_positions(
                 inputs["position"], step, inputs[EXAMPLE_INDEX][0]
             )
             position = tf.gather_nd(seen, slots)
-        if _DEVICE in inputs:
-            device = tf.gather(inputs[_DEVICE], row)
-        return self.position_bias(position, device)
-
-    def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
-        """A feature's share of the first layer's input, [rows, width]."""
-        if feature.space is None:
-            return values
-        if feature.kind == "categorical":
-            return self.embeddings.lookup(feature.space, values)
-        if feature.name != _HISTORY:
-            return self.embeddings.mean_bag(feature.space, values)
-        # The last watch says more than the mean of fifty.
-        bags = self.embeddings.mean_bags(feature.space, values, (None, 1))
-        return tf.reshape(bags, [-1, self._width(feature)])
-
-    def _width(self, feature: Feature) -> int:
-        if feature.space is None:
-            return CONTINUOUS_WIDTH
-        bags = 2 if feature.name == _HISTORY else 1
-        return bags * self._dim(feature.space)
-
-    def _dim(self, space: str) -> int:
-        return embedding_dim(self._sizes[space], self.config.max_embedding_dim)
-
-    def _shape(self, features: Tensors) -> tf.Tensor:
-        """[B, C] as int64 [2]."""
-        values = features[self._of_candidate[0].name]
-        return tf.shape(values, out_type=tf.int64)[:2]
+        place = [
+            tf.gather(inputs[name], row)
+            if self._inputs.terms(name)
+            else not_known
+            for name in _PLACE
+        ]
+        return self.position_bias(position, *place)
 
     def _slots(self, features: Tensors) -> tf.Tensor:
         """(request, slot) of each candidate without padding, int64 [N, 2]."""
-        shape = self._shape(features)
+        shape = self._inputs.shape(features)
         count = features.get(COUNT, tf.fill(shape[:1], shape[1]))
         return tf.where(tf.sequence_mask(count, shape[1]))
+
+
+def _no_drop(hidden: tf.Tensor, number: int) -> tf.Tensor:
+    return hidden

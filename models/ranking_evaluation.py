@@ -23,6 +23,7 @@ from models.ranking_predictions import (
     collect_predictions,
 )
 from models.ranking_slices import VideoFacts, deciles, slices
+from models.ranking_tasks import RATING
 from models.user_bootstrap import UserBootstrap
 
 # The click's metrics are named after the event.
@@ -87,7 +88,8 @@ def measure(
       `weighted_per_user_loss`, `weighted_per_user_loss_ties` (the share of
       pairs, by watch time, with equal scores), `watch_time_xauc`;
       `auc_<label>`, `auc_per_user_<label>` and `log_loss_<label>` of each
-      task (`click` for `clicked`); with `expected_watch_time_s`,
+      task (`click` for `clicked`), or `mse_rating` and `mae_rating`; with
+      `expected_watch_time_s`,
       `watch_time_mae_s`, `watch_time_mse_s2`, `watch_time_rmse_s` and
       `calibration`; `loss`; `impressions`; `groups_are_requests`, 1 or 0:
       which pairs `weighted_per_user_loss` compares. With details
@@ -141,10 +143,12 @@ def _measures(predictions: Predictions) -> Measures:
     }
     of = functools.partial
     for task in outputs.keys() & labels.keys():
-        name, pair = (
-            _METRIC_NAMES.get(task, task),
-            (outputs[task], labels[task]),
-        )
+        name = _METRIC_NAMES.get(task, task)
+        pair = outputs[task], labels[task]
+        if task == RATING:
+            measures["mse_rating"] = of(ranking_metrics.mse, *pair)
+            measures["mae_rating"] = of(ranking_metrics.mae, *pair)
+            continue
         measures |= {
             f"auc_{name}": of(ranking_metrics.auc, *pair),
             f"auc_per_user_{name}": of(

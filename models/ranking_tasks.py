@@ -2,11 +2,12 @@
 
 Watch time is learnt by weighted logistic regression (paper, section 4.2): the
 logit z is trained so that e^z is a number of watch-time units. Binary tasks
-(clicked, liked, ...) are logistic regressions.
+(clicked, liked, ...) are logistic regressions, and `rating` is a regression
+by squared loss (2019, section 4.2).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from models.keras_setup import tf
@@ -20,8 +21,12 @@ WATCH_TIME_OUTPUT: dict[Objective, str] = {
     "expected_watch_time": "expected_watch_time_s",
     "paper": "watch_time_odds",
 }
-# Labels that are no yes or no.
-_NOT_BINARY = ("watch_time_s", "rating")
+# The task that is no yes or no.
+RATING = "rating"
+# ln of the least predicted rating: the logarithm of 0 is none.
+_LEAST_LOG = -69.0
+
+Tensors = Mapping[str, tf.Tensor]
 
 
 def heads(config: RankingConfig) -> tuple[str, ...]:
@@ -42,12 +47,13 @@ def check(config: RankingConfig, labels: Sequence[str]) -> None:
     Raises:
       ValueError: naming what is possible and what was received.
     """
-    binary = [label for label in labels if label not in _NOT_BINARY]
+    # Watch time is a task already.
+    possible = [label for label in labels if label != "watch_time_s"]
     twice = len(set(config.tasks)) < len(config.tasks)
-    if twice or not set(config.tasks) <= set(binary):
+    if twice or not set(config.tasks) <= set(possible):
         raise ValueError(
-            "`ranking.tasks` must be different names of the log's binary "
-            f"labels, {', '.join(binary)}; received {config.tasks}."
+            "`ranking.tasks` must be different names of the log's labels, "
+            f"{', '.join(possible)}; received {config.tasks}."
         )
     known = (WATCH_TIME, *config.tasks)
     for name, weight in config.task_weights.items():
@@ -56,8 +62,7 @@ def check(config: RankingConfig, labels: Sequence[str]) -> None:
                 "`ranking.task_weights` must be finite weights, at least 0, of "
                 f"{', '.join(known)}; received {name!r}: {weight}."
             )
-    watch_time = WATCH_TIME_OUTPUT[config.objective]
-    outputs = [watch_time if h == WATCH_TIME else h for h in heads(config)]
+    outputs = [output_name(head, config) for head in heads(config)]
     powers = config.score_weights
     if not powers or not set(powers) <= set(outputs):
         raise ValueError(
@@ -66,6 +71,52 @@ def check(config: RankingConfig, labels: Sequence[str]) -> None:
             f"{dict(powers)}. The outputs follow from `objective`, `tasks` "
             "and `task_weights`."
         )
+
+
+def output_name(head: str, config: RankingConfig) -> str:
+    """Names a head's prediction."""
+    return WATCH_TIME_OUTPUT[config.objective] if head == WATCH_TIME else head
+
+
+def loss(
+    head: str, logit: tf.Tensor, labels: Tensors, config: RankingConfig
+) -> tf.Tensor:
+    """Returns a head's loss of each impression, without the task's weight.
+
+    Args:
+      head: of `heads`.
+      logit: float32 [N].
+      labels: float32 [N] each, NaN where the log does not tell.
+      config: the model's section.
+
+    Returns:
+      float32 [N]; 0, with gradient 0, where a label is NaN.
+    """
+    if head == WATCH_TIME:
+        return watch_time_loss(
+            logit,
+            labels["clicked"],
+            labels["watch_time_s"],
+            objective=config.objective,
+            unit_s=config.watch_time_unit_s,
+        )
+    of_task = squared_loss if head == RATING else binary_loss
+    return of_task(logit, labels[head])
+
+
+def log_prediction(
+    head: str, logit: tf.Tensor, config: RankingConfig
+) -> tf.Tensor:
+    """ln of what a head predicts, float32 [N]: all predictions are above 0.
+
+    So the score, a product of their powers, exists whatever the tasks are.
+    """
+    if head == WATCH_TIME:
+        return log_watch_time_s(logit, config.watch_time_unit_s)
+    if head == RATING:
+        log = tf.math.log(tf.nn.softplus(logit))
+        return tf.maximum(log, _LEAST_LOG)
+    return tf.math.log_sigmoid(logit)
 
 
 def watch_time_loss(
@@ -116,6 +167,18 @@ def binary_loss(logit: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         labels=tf.where(known, label, 0.0), logits=logit
     )
     return tf.where(known, loss, 0.0)
+
+
+def squared_loss(logit: tf.Tensor, rating: tf.Tensor) -> tf.Tensor:
+    """(softplus(z) - rating)^2, float32 [N]; 0 where the rating is NaN.
+
+    Softplus is z from about 3 on, and above 0 everywhere, since a rating is a
+    factor of the score: on a scale that goes down to 0 or below, the lowest
+    ratings are predicted too high.
+    """
+    known = tf.math.is_finite(rating)
+    error = tf.nn.softplus(logit) - tf.where(known, rating, 0.0)
+    return tf.where(known, error**2, 0.0)
 
 
 def log_watch_time_s(logit: tf.Tensor, unit_s: float) -> tf.Tensor:

@@ -36,13 +36,18 @@ from models.serving import (
     RetrievalService,
     Tensors,
 )
-from schemas.config import GeneratorConfig, GeneratorName, ServingConfig
+from schemas.config import (
+    BY_INDEX,
+    GeneratorConfig,
+    GeneratorName,
+    ServingConfig,
+)
 from schemas.errors import InputError
 from schemas.requests import RawInput
 
 EVERY_CANDIDATE = "every_candidate"
 _QUERY_VIDEO, _SOURCE = "query_video_id", "candidate_source"
-_REGION = "user_region"
+_REGION, _HISTORY = "user_region", "watch_history"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,7 @@ class RecommenderService(tf.Module):
         self._lookups: dict[GeneratorName, ListLookup] = {
             g.name: ListLookup(catalogue.lists[g.name], g.name, g.candidates)
             for g in config.generators
-            if g.name != "sequence"
+            if g.name not in BY_INDEX
         }
         if config.max_per_channel is not None:
             self._channels = tf.Variable(catalogue.channels, trainable=False)
@@ -183,9 +188,10 @@ class RecommenderService(tf.Module):
         excluded = tf.concat(
             [self._retrieval.watched(features), watching[:, None]], axis=1
         )
-        last = tf.maximum(features["watch_history"][:, 0], 0)
+        last = tf.maximum(features[_HISTORY][:, 0], 0)
         keys = {
             "video": tf.where(watching < 0, last, watching),
+            "watching": watching,
             # Without regions everybody's list, which is 0.
             "region": features.get(_REGION, tf.zeros_like(last)),
         }
@@ -205,10 +211,16 @@ class RecommenderService(tf.Module):
         keys: Tensors,
         excluded: tf.Tensor,
     ) -> Offer:
-        if generator.name == "sequence":
+        if generator.name in BY_INDEX:
+            by_context = generator.name == "context"
+            watching = keys["watching"][:, None]
+            if by_context:
+                features = _as_if_watched(features, watching)
             ids, scores = self._retrieval.nearest(
-                features, excluded, sequence_only=True
+                features, excluded, sequence_only=not by_context
             )
+            if by_context:
+                ids = tf.where(watching < 0, tf.zeros_like(ids), ids)
             number = generator.candidates
             return tf.cast(ids[:, :number], tf.int32), scores[:, :number]
         lookup = self._lookups[generator.name]
@@ -217,7 +229,7 @@ class RecommenderService(tf.Module):
 
     def _watching(self, raw: Tensors, features: Tensors) -> tf.Tensor:
         """Id of the video being watched, int64 [B]; 0 unknown, -1 none."""
-        none = -tf.ones_like(features["watch_history"][:, 0])
+        none = -tf.ones_like(features[_HISTORY][:, 0])
         if _QUERY_VIDEO not in raw:
             return none
         watching = raw[_QUERY_VIDEO]
@@ -237,6 +249,15 @@ class RecommenderService(tf.Module):
         if _SOURCE in request:
             request[_SOURCE] = tf.gather(self._logged_as, which)
         return request | {requests.CANDIDATES: names}
+
+
+def _as_if_watched(features: Tensors, watching: tf.Tensor) -> Tensors:
+    """Puts the video being watched, int64 [B, 1], before the history."""
+    history = features[_HISTORY]
+    return {
+        **features,
+        _HISTORY: tf.concat([watching, history[:, :-1]], axis=1),
+    }
 
 
 def export_recommender(

@@ -87,9 +87,9 @@ def simulate(
 ) -> None:
     """Write the simulated platform's logs as events."""
     run = _run(config, workdir, overrides, context)
-    from pipeline import stages
+    from pipeline import event_stage
 
-    stages.simulate(run)
+    event_stage.simulate(run)
 
 
 @app.command(
@@ -110,9 +110,9 @@ def ingest(
 ) -> None:
     """Turn your own Parquet, CSV or JSON Lines logs into events."""
     run = _run(config, workdir, overrides, context)
-    from pipeline import stages
+    from pipeline import event_stage
 
-    stages.ingest(run, mapping, input_dir)
+    event_stage.ingest(run, mapping, input_dir)
 
 
 @app.command(context_settings=_BEAM, epilog=_epilog("prepare", True))

@@ -43,6 +43,9 @@ PACKAGES = (
     Package("pytest", "import pytest"),
 )
 
+# What `export --onnx` needs beside them.
+_ONNX = ("tf2onnx", "onnx", "matplotlib")
+
 
 @dataclass(frozen=True)
 class PackageFound:
@@ -78,6 +81,7 @@ class Report:
     disk_free_bytes: int
     packages: tuple[PackageFound, ...]
     accelerators: str
+    onnx: str
     runners: tuple[RunnerFound, ...]
 
     @property
@@ -228,6 +232,17 @@ def accelerators_in_words(
     return "; ".join(words)
 
 
+def onnx_in_words(names: Sequence[str] = _ONNX) -> str:
+    """Say whether the networks can be exported as ONNX, and what is missing."""
+    missing = [name for name in names if _installed_version(name) is None]
+    if not missing:
+        return "ready for `export --onnx`"
+    return (
+        f"no {' and no '.join(missing)}: `export --onnx` needs the [onnx]"
+        " extra, pip install 'watchnext[onnx]'"
+    )
+
+
 def report(folder: Path | None = None) -> Report:
     """Examine this machine; takes some seconds, for TensorFlow is imported.
 
@@ -246,6 +261,7 @@ def report(folder: Path | None = None) -> Report:
         disk_free_bytes=shutil.disk_usage(folder or Path.cwd()).free,
         packages=packages,
         accelerators=accelerators_in_words(sees),
+        onnx=onnx_in_words(),
         runners=find_runners(reads_gs="gs" in sees.schemes),
     )
 
@@ -263,6 +279,7 @@ def print_report(found: Report, console: Console) -> None:
     )
     machine.add_row("Disk", f"{found.disk_free_bytes / GIB:.1f} GiB free here")
     machine.add_row("Accelerators", found.accelerators)
+    machine.add_row("ONNX", found.onnx.replace("[", r"\["))
 
     packages = Table("Package", "Version", "Import", box=None, pad_edge=False)
     for package in found.packages:

@@ -20,7 +20,7 @@ from models.candidate_lists import (
 from models.recommender import Catalogue
 from pipeline.stages import DataStages
 from schemas.artifacts import Artifact, ArtifactWriter
-from schemas.config import GeneratorConfig
+from schemas.config import BY_INDEX, GeneratorConfig
 from schemas.errors import UsageError
 from schemas.hashing import hash_strings
 from schemas.split import DAY_US
@@ -30,7 +30,7 @@ from schemas.vocabularies import read_vocabulary
 def wanted(data: DataStages) -> tuple[GeneratorConfig, ...]:
     """The configured generators that look lists up."""
     generators = data.run.config.serving.generators
-    return tuple(g for g in generators if g.name != "sequence")
+    return tuple(g for g in generators if g.name not in BY_INDEX)
 
 
 def inputs(data: DataStages) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from beam_jobs.events import read_tables
 from models.serving import RECOMMENDER, RETRIEVAL
 from pipeline.console import print_metrics
+from pipeline.event_stage import make_events
 from pipeline.model_stages import ModelStages
 from pipeline.publishing import models_of
 from pipeline.push import push
 from pipeline.recommend import print_table, request_of_user
 from pipeline.recommend import recommend as ranked
 from pipeline.run import LEARNT, Run
-from pipeline.stages import make_events, prepare
+from pipeline.stages import prepare
 from schemas.artifacts import join
 
 DEMO_USERS, DEMO_ROWS = 3, 8

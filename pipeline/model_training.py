@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from beam_jobs.events import read_tables
 from models import (
+    expert_usage,
     ranking_evaluation,
     ranking_predictions,
     retrieval_evaluation,
@@ -24,6 +25,7 @@ from models.retrieval import LABEL, FullSoftmaxModel, RetrievalModel
 from models.retrieval_evaluation import ExactRanker, ModelScorer
 from models.warm_start import WarmStart
 from pipeline.cluster import current_task
+from pipeline.console import say
 from pipeline.distribution import (
     START_TIMEOUT_S,
     StrategyName,
@@ -319,7 +321,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Measures a ranking model on `valid`, or in short on `test`."""
         predictions = self.predict_ranking(model, examples, part)
-        return ranking_evaluation.measure(predictions, prefix)
+        found = ranking_evaluation.measure(predictions, prefix)
+        return found | self.expert_usage(model, examples, part, prefix)
 
     def predict_ranking(
         self,
@@ -330,20 +333,36 @@ class Trainer:
         detailed: bool = False,
     ) -> ranking_predictions.Predictions:
         """A ranking model's predictions of `valid` or `test`."""
-        batches = dataset(
-            examples.files(f"{part}-"),
-            self._keys("ranking", "evaluation"),
-            _EVALUATION_BATCH,
-            padded_lengths=max_lengths(self.data.features),
-        )
         return ranking_predictions.collect_predictions(
             model,
-            batches,
+            self._ranking_batches(examples, part),
             ranking_predictions.group_by(
                 self.data.schema.has("impressions", "request_id")
             ),
             utc_offset_hours=self.run.config.split.utc_offset_hours,
             detailed=detailed,
+        )
+
+    def expert_usage(
+        self, model: RankingModel, examples: Artifact, part: str, prefix: str
+    ) -> dict[str, float]:
+        """How the gates use the experts, if there are any; says alarms."""
+        if model.experts is None:
+            return {}
+        batches = self._ranking_batches(examples, part)
+        usage = expert_usage.measure(model, batches)
+        for alarm in expert_usage.alarms(usage):
+            say(alarm)
+        return {prefix + name: value for name, value in usage.items()}
+
+    def _ranking_batches(
+        self, examples: Artifact, part: str
+    ) -> tf.data.Dataset:
+        return dataset(
+            examples.files(f"{part}-"),
+            self._keys("ranking", "evaluation"),
+            _EVALUATION_BATCH,
+            padded_lengths=max_lengths(self.data.features),
         )
 
 

@@ -53,6 +53,9 @@ class RankingMeasures:
         """Of the model, and of what the configuration names beside it."""
         predictions = self._predict(trained)
         values = self._measure(predictions, "")
+        values |= self._trainer.expert_usage(
+            trained, self._data.ranking_holdout(), "test", "ranking."
+        )
         values |= self._of_baselines(predictions)
         if self._data.run.config.evaluation.click_model:
             clicks = self._trainer.train(

@@ -1,25 +1,21 @@
-"""The data stages: events, split, vocabularies, transform graph, examples.
+"""The data stages: split, vocabularies, transform graph, examples.
 
 Wiring only: which part of which input each stage reads, and hence what its
 fingerprint follows from. Training stages never read the test part.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import yaml
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs.runners import pipeline_options
 from beam_jobs.watch_rows import PartName
-from pipeline.config import load_mapping_file
 from pipeline.console import say
 from pipeline.refresh import last_days_since_us
-from pipeline.run import PREPARED, Run, Sections
-from schemas.artifacts import Artifact, ArtifactWriter, digest
-from schemas.config import SourceConfig
-from schemas.errors import InputError, UsageError
+from pipeline.run import PREPARED, Run
+from schemas.artifacts import Artifact, ArtifactWriter
+from schemas.errors import UsageError
 from schemas.events import ENTITY_KEYS, TIMED_TABLES, EventSchema
 from schemas.examples import ranking_observations
 from schemas.features import FeatureSet, feature_set
@@ -31,82 +27,6 @@ _COUNTS = ".counts.txt"
 _EXAMPLES = ("retrieval_examples", "ranking_examples")
 # Examples of a part may look back to the parts before it.
 _PARTS: tuple[PartName, ...] = ("train", "valid", "test")
-
-
-def simulate(run: Run) -> Artifact:
-    """Simulates a platform's logs and writes them as events."""
-
-    def write(writer: ArtifactWriter) -> None:
-        from beam_jobs.event_files import write_simulated
-        from beam_jobs.sources.simulated import simulate as play
-
-        logs = play(run.config.simulator, run.config.seed)
-        writer.counts |= write_simulated(
-            logs.tables, logs.truth, writer.path, run.config.beam.num_shards
-        )
-
-    sections: Sections = {
-        "simulator": run.config.simulator,
-        "beam": run.config.beam,
-    }
-    return run.building("events").stage("events", sections, {}, write)
-
-
-def ingest(
-    run: Run, mapping: str | None = None, input_dir: str | None = None
-) -> Artifact:
-    """Maps outside logs to events.
-
-    Args:
-      run: the run.
-      mapping: a file or a shipped name; default is the configuration's.
-      input_dir: folder of the logs, in place of the mapping's root.
-    """
-    from beam_jobs.sources.mapping import load_mapping
-
-    name = mapping or run.config.source.mapping
-    if name is None:
-        raise UsageError("ingest needs --mapping FILE or source.mapping.")
-    # The work directory remembers where its events are from.
-    source = SourceConfig(kind="mapped", mapping=name)
-    config = run.config.model_copy(update={"source": source})
-    run = dataclasses.replace(run, config=config)
-    found = load_mapping_file(name, input_dir)
-    loaded = load_mapping(found.content)
-
-    def write(writer: ArtifactWriter) -> None:
-        from beam_jobs.sources import mapped
-
-        writer.counts |= mapped.run(
-            loaded,
-            found.root,
-            writer.path,
-            run.config.beam.num_shards,
-            run.config.beam.max_bad_share,
-            pipeline_options(run.beam_flags),
-        )
-
-    sections: Sections = {
-        "mapping": yaml.safe_dump(found.content, sort_keys=True),
-        "beam": run.config.beam,
-    }
-    inputs = {"logs": _listing(found.root)}
-    return run.building("events").stage("events", sections, inputs, write)
-
-
-def make_events(run: Run, input_dir: str | None = None) -> Artifact:
-    """Simulates or ingests, as the configuration's `source` says.
-
-    A configuration that names no mapping goes on with events that
-    `watchnext ingest` left in the work directory.
-    """
-    if run.config.source.kind == "mapped":
-        return ingest(run, input_dir=input_dir)
-    there = run.store.versions("events")
-    if there and "mapping" in there[-1].manifest["config"]:
-        say(f"events: those ingested, {there[-1].path}")
-        return run.store.latest("events", "ingest")
-    return simulate(run)
 
 
 def prepare(
@@ -310,7 +230,8 @@ class DataStages:
                 self.bounds,
             )
             if train_to == "valid":
-                files, bounds = _with_validation(files, bounds)
+                files = {"train": _joined(files["train"], files["valid"])}
+                bounds = bounds.with_validation()
             writer.counts |= retrieval_examples.run(
                 files,
                 self.entity_files("users"),
@@ -406,30 +327,8 @@ class DataStages:
         return pipeline_options(self.run.beam_flags)
 
 
-def _with_validation(
-    files: Mapping[PartName, Mapping[str, list[str]]], bounds: SplitBounds
-) -> tuple[dict[PartName, dict[str, list[str]]], SplitBounds]:
-    """Training that goes on to the end of validation."""
-    tables = files["train"]
-    both = {t: [*tables[t], *files["valid"][t]] for t in tables}
-    end_us = bounds.valid_end_us
-    return {"train": both}, dataclasses.replace(bounds, train_end_us=end_us)
-
-
-def _listing(root: str) -> str:
-    """Fingerprint of a folder's file names, sizes and times of change.
-
-    Hashing the content would read outside logs twice.
-    """
-    pattern = FileSystems.join(root, "**")
-    found = FileSystems.match([pattern])[0].metadata_list
-    if not found:
-        raise InputError(
-            f"{root} has no files; give the folder of the logs with "
-            "--input DIR."
-        )
-    return digest(
-        sorted(
-            [f.path, f.size_in_bytes, f.last_updated_in_seconds] for f in found
-        )
-    )
+def _joined(
+    *parts: Mapping[str, Sequence[str]],
+) -> dict[str, list[str]]:
+    """Table -> the files of all parts."""
+    return {t: [f for part in parts for f in part[t]] for t in parts[0]}

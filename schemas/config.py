@@ -7,7 +7,7 @@ line. `pipeline/config.py` reads YAML into `Config`.
 """
 
 import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,8 +21,9 @@ BaselineName = Literal[
     "popularity", "recent_popularity", "co_watch", "implicit_als", "ease"
 ]
 RankingBaselineName = Literal["popularity", "logistic_regression", "lightgbm"]
-
-GeneratorName = Literal["co_watch", "topics", "popular", "sequence"]
+GeneratorName = Literal["co_watch", "topics", "popular", "context", "sequence"]
+# They ask the index; the others look lists up.
+BY_INDEX: tuple[GeneratorName, ...] = ("context", "sequence")
 
 
 class Section(BaseModel):
@@ -233,10 +234,25 @@ class IndexConfig(Section):
     # Leaves are cut into pieces of so many rows: small ones lie closer
     # together, but there are more of them to be compared with.
     rows_per_piece: Positive = 64
-    # Of the rows in the SavedModels. `bfloat16`: scored in half the bytes and
-    # the best again exactly, with 1.5 times the memory; faster only where the
-    # processor multiplies bfloat16.
-    storage: Literal["float32", "bfloat16"] = "float32"
+    # Of the rows in the SavedModels. `int8`: scored in a quarter of the bytes
+    # and the best again exactly, with 1.25 times the memory. `bfloat16`: in
+    # half of them, with 1.5 times the memory; faster only where the processor
+    # multiplies bfloat16.
+    storage: Literal["float32", "bfloat16", "int8"] = "float32"
+
+
+class ExpertsConfig(Section):
+    """A mixture of experts, gated by each task (2019, section 4.2)."""
+
+    number: Positive = 4
+    # ReLU layers of each expert, on top of the shared `ranking.hidden_units`.
+    units: Annotated[Units, Field(min_length=1)] = (64,)
+    # In training an expert is put out of use with this probability, for each
+    # request and task on its own; the others' weights are made to sum up to 1
+    # again (2019, section 5: without it some gates use one expert alone).
+    gate_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    # Bring each expert's output to mean 0 and variance 1 before it is mixed.
+    normalize: bool = False
 
 
 class RankingConfig(Section):
@@ -245,9 +261,12 @@ class RankingConfig(Section):
     # `expected_watch_time`: e^z = E[T] on every impression. `paper`: clicked
     # impressions weighted by T, unclicked by 1; e^z = E[T clicked]/(1 - P).
     objective: Literal["expected_watch_time", "paper"] = "expected_watch_time"
-    # Binary tasks trained beside watch time, on the same shared layers.
+    # Tasks trained beside watch time, on the same shared layers: binary labels
+    # of the log, and `rating`.
     tasks: tuple[str, ...] = ("clicked",)
     hidden_units: Units = (256, 128)
+    # Null: the heads read the shared layers, all tasks the same.
+    experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
     dropout: Share = 0.0
     # Learn the click's position bias in a shallow tower (2019, section 4.3).
@@ -283,9 +302,10 @@ class GeneratorConfig(Section):
 
     # `co_watch`: watched by others soon after the query video; `topics`:
     # watched most of the query video's topics; `popular`: watched most in the
-    # user's region; `sequence`: the encoder's part of the query embedding
-    # alone (`retrieval.sequence` with `place: beside`). Where a request names
-    # no query video, the user's last watch is it.
+    # user's region; `context`: the tower's best for a user whose last watch
+    # is the query video, nothing without one; `sequence`: the encoder's part
+    # of the query embedding alone (`retrieval.sequence` with `place: beside`).
+    # For lists, the user's last watch stands in for a query video.
     name: GeneratorName
     # It offers its best ones that the user has not watched.
     candidates: Positive
@@ -343,13 +363,7 @@ class EvaluationConfig(Section):
 
     top_k: Units = (10, 50, 100)
     # Measured beside the model; `ease` where the videos are few enough.
-    baselines: tuple[BaselineName, ...] = (
-        "popularity",
-        "recent_popularity",
-        "co_watch",
-        "implicit_als",
-        "ease",
-    )
+    baselines: tuple[BaselineName, ...] = get_args(BaselineName)
     recent_days: Positive = 3
     # Also measure what the published index finds, as serving does.
     through_index: bool = True
@@ -357,10 +371,9 @@ class EvaluationConfig(Section):
     full_softmax_oracle: bool = False
     # Also train a click-only ranking model, printed beside.
     click_model: bool = True
-    # Measured beside the ranking model. `logistic_regression` and `lightgbm`
-    # (an extra) learn from its features, which takes minutes.
+    # Beside the ranking model; all but `popularity` take minutes, and learn
+    # from at most so many impressions, of whole requests.
     ranking_baselines: tuple[RankingBaselineName, ...] = ("popularity",)
-    # Impressions that these learn from at most, of whole requests.
     ranking_baseline_impressions: Positive = 300_000
     # Resamples of the users behind each 95 % interval of ranking; 0: none.
     bootstrap_resamples: Annotated[int, Field(ge=0, le=10_000)] = 200

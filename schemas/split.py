@@ -28,6 +28,10 @@ class SplitBounds:
     valid_end_us: int
     utc_offset_hours: float
 
+    def with_validation(self) -> "SplitBounds":
+        """The bounds of a training that goes on to the end of validation."""
+        return dataclasses.replace(self, train_end_us=self.valid_end_us)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 

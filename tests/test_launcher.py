@@ -294,8 +294,10 @@ def test_test_command_leaves_the_slow_ones_out(machine: Machine) -> None:
     machine.fit_python()
     machine.run("doctor")
     said = machine.run("test", "-k", "clock")[1]
-    assert said == "python -m pytest -m not slow -k clock\n"
-    assert machine.run("test", "--all", "-x")[1] == "python -m pytest -x\n"
+    spread = "--numprocesses auto --maxprocesses 4 --dist loadgroup"
+    assert said == f"python -m pytest -m not slow {spread} -k clock\n"
+    said = machine.run("test", "--all", "-x")[1]
+    assert said == f"python -m pytest -m  {spread} -x\n"
 
 
 def test_called_through_a_symlink_from_elsewhere(

@@ -20,6 +20,7 @@ from models.retrieval import RetrievalModel
 from models.serving import export_ranking, export_retrieval
 from schemas.config import (
     BeamConfig,
+    ExpertsConfig,
     GeneratorConfig,
     NormalizationConfig,
     RankingConfig,
@@ -211,7 +212,11 @@ def world(tmp_path_factory):
     ranking = RankingModel(
         features,
         sizes,
-        RankingConfig(hidden_units=(8,), position_tower=True),
+        RankingConfig(
+            hidden_units=(8,),
+            position_tower=True,
+            experts=ExpertsConfig(number=2, units=(4,)),
+        ),
         seed=1,
         labels=("clicked", "watch_time_s"),
         positions=True,

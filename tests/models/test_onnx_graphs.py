@@ -19,7 +19,12 @@ from models.onnx_graphs import write_query_tower, write_ranking
 from models.pictures import draw_ranking, draw_retrieval
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
-from schemas.config import RankingConfig, RetrievalConfig, SequenceConfig
+from schemas.config import (
+    ExpertsConfig,
+    RankingConfig,
+    RetrievalConfig,
+    SequenceConfig,
+)
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
 
@@ -40,7 +45,7 @@ FEATURES = FeatureSet(
         Feature("duration_s", "continuous", "candidate"),
     )
 )
-LABELS = ("clicked", "watch_time_s", "liked")
+LABELS = ("clicked", "watch_time_s", "liked", "rating")
 SEQUENCE = SequenceConfig(length=6, layers=1, heads=2, dropout=0.0)
 RETRIEVAL: dict[str, dict[str, Any]] = {
     "depth 0": {"hidden_units": ()},
@@ -65,6 +70,15 @@ RANKING: dict[str, dict[str, Any]] = {
         "tasks": ("clicked", "liked"),
         "hidden_units": (16, 8),
         "score_weights": {"expected_watch_time_s": 1.0, "liked": 2.0},
+    },
+    "experts": {
+        "tasks": ("clicked", "rating"),
+        "score_weights": {"expected_watch_time_s": 1.0, "rating": 0.5},
+        "experts": ExpertsConfig(number=3, units=(8, 4)),
+    },
+    "experts, normalised": {
+        "hidden_units": (16, 8),
+        "experts": ExpertsConfig(number=2, units=(8,), normalize=True),
     },
     "clicks alone": {
         "task_weights": {"watch_time": 0.0},
@@ -272,5 +286,16 @@ def test_pictures_show_the_models_own_numbers(tmp_path: Path) -> None:
         assert text in ranking
     for name in (names[1], names[3]):
         assert Path(name).read_bytes().startswith(b"\x89PNG")
+    draw_ranking(ranking_model(**RANKING["experts"]), [f"{tmp_path}/e.svg"])
+    mixture = (tmp_path / "e.svg").read_text()
+    for text in (
+        ">3 experts, relu<",
+        "16 -&gt; 8 -&gt; 4",
+        ">3 gates, softmax<",
+        "16 -&gt; 3",
+        "4 -&gt; 3",
+        "softplus, squared loss",
+    ):
+        assert text in mixture
     draw_retrieval(retrieval_model(hidden_units=(16,)), [f"{tmp_path}/a.svg"])
     assert (tmp_path / "a.svg").read_text() == tower

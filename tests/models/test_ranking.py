@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 from models.keras_setup import keras, tf
-from models.position_bias import LAST_POSITION, PositionBias
-from models.ranking import RankingModel, embedding_dim
-from models.ranking_tasks import (
-    binary_loss,
-    log_watch_time_s,
-    watch_time_loss,
-)
-from schemas.config import RankingConfig
+from models.ranking import RankingModel
+from models.ranking_inputs import embedding_dim
+from schemas.config import ExpertsConfig, RankingConfig
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
 
@@ -41,6 +36,15 @@ CONFIG = RankingConfig(
     watch_time_unit_s=10.0,
     score_weights={"expected_watch_time_s": 1.0, "liked": 0.5},
 )
+# All kinds of tasks, each with a gate of its own.
+EXPERTS = CONFIG.model_copy(
+    update={
+        "tasks": ("clicked", "liked", "rating"),
+        "score_weights": {"expected_watch_time_s": 1.0, "rating": -0.5},
+        "experts": ExpertsConfig(number=3, units=(6, 4), gate_dropout=0.4),
+    }
+)
+both = pytest.mark.parametrize("config", [CONFIG, EXPERTS])
 
 
 def make_model(config=CONFIG, positions=True, seed=3):
@@ -74,6 +78,7 @@ def make_batch(count=(3, 1, 2, 0), seed=0):
         "clicked": rng.integers(0, 2, size=(b, C)).astype(np.float32),
         "watch_time_s": rng.exponential(20, (b, C)).astype(np.float32),
         "liked": rng.choice(np.float32([0, 1, math.nan]), size=(b, C)),
+        "rating": rng.choice(np.float32([1, 4.5, math.nan]), size=(b, C)),
         "example_index": np.arange(b),
     }
     return {k: tf.constant(v) for k, v in batch.items()}
@@ -131,22 +136,33 @@ def naive_logits(model, batch, b, c):
         kernel, bias = (w.numpy() for w in layer.weights)
         hidden = np.maximum(hidden @ kernel + bias, 0.0)
     kernel, bias = (w.numpy() for w in model.head.weights)
-    return dict(zip(model.heads, hidden @ kernel + bias, strict=True))
+    if model.experts is None:
+        return dict(zip(model.heads, hidden @ kernel + bias, strict=True))
+    says = []
+    for tower in model.experts.towers:
+        f = hidden
+        for layer in tower.layers:
+            f = np.maximum(f @ layer.kernel.numpy() + layer.bias.numpy(), 0.0)
+        says.append(f)
+    gates = np.split(model.experts.gate.kernel.numpy(), len(model.heads), 1)
+    logits = {}
+    for t, head in enumerate(model.heads):
+        weights = np.exp(hidden @ gates[t])
+        mixture = weights / weights.sum() @ np.stack(says)
+        logits[head] = mixture @ kernel[:, t] + bias[t]
+    return logits
 
 
 def sigmoid(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
-def test_predictions_equal_the_naive_model():
-    model, batch = spread(make_model()), make_batch()
+@both
+def test_predictions_equal_the_naive_model(config):
+    model, batch = spread(make_model(config)), make_batch()
     outputs = model.predict(batch)
-    assert set(outputs) == {
-        "expected_watch_time_s",
-        "clicked",
-        "liked",
-        "score",
-    }
+    named = {"expected_watch_time_s", "score", *config.tasks}
+    assert set(outputs) == named
     unknown = model.position_bias.logits.numpy()[0]
     for b, count in enumerate((3, 1, 2, 0)):
         for c in range(C):
@@ -155,14 +171,19 @@ def test_predictions_equal_the_naive_model():
                 assert got == dict.fromkeys(got, 0.0)
                 continue
             z = naive_logits(model, batch, b, c)
-            bias = unknown[int(batch["user_device"][b])]
+            bias = unknown[
+                int(batch["user_device"][b]), int(batch["surface"][b])
+            ]
             expected = {
                 "expected_watch_time_s": 10.0 * math.exp(z["watch_time"]),
                 "clicked": sigmoid(z["clicked"] + bias),
                 "liked": sigmoid(z["liked"]),
             }
-            expected["score"] = (
-                expected["expected_watch_time_s"] * expected["liked"] ** 0.5
+            if config is EXPERTS:
+                expected["rating"] = math.log1p(math.exp(z["rating"]))
+            expected["score"] = math.prod(
+                expected[n] ** power
+                for n, power in config.score_weights.items()
             )
             assert got == pytest.approx(expected, rel=1e-5)
 
@@ -174,7 +195,9 @@ def test_loss_equals_the_naive_sum_over_impressions():
     for b, count in enumerate((3, 1, 2, 0)):
         for c in range(count):
             z = naive_logits(model, batch, b, c)
-            z["clicked"] += bias[int(batch["user_device"][b])]
+            z["clicked"] += bias[
+                int(batch["user_device"][b]), int(batch["surface"][b])
+            ]
             units = float(batch["watch_time_s"][b, c]) / 10.0
             p = sigmoid(z["watch_time"])
             total["watch_time"] -= units * math.log(p) + math.log(1 - p)
@@ -195,46 +218,98 @@ def test_loss_equals_the_naive_sum_over_impressions():
         )
 
 
-@pytest.mark.parametrize("objective", ["expected_watch_time", "paper"])
-def test_gradient_of_the_watch_time_loss_by_hand(objective):
-    # d softplus(z) = s(z), d softplus(-z) = s(z) - 1. T = 12 s = 3 units.
-    z = tf.Variable([-1.3, 0.4, 2.0, 0.7])
-    with tf.GradientTape() as tape:
-        loss = watch_time_loss(
-            z,
-            tf.constant([1.0, 0.0, 0.0, 1.0]),
-            tf.constant([12.0, 12.0, 0.0, math.nan]),
-            objective=objective,
-            unit_s=4.0,
+def test_ratings_alone_are_learnt_to_their_mean():
+    config = RankingConfig(
+        tasks=("rating",),
+        task_weights={"watch_time": 0.0},
+        score_weights={"rating": 1.0},
+        hidden_units=(4,),
+        max_embedding_dim=2,
+    )
+    model, batch = make_model(config), alike_impressions()
+    # Nine impressions are rated: 20 / 9, and one is not.
+    rated = [[1, 5, 9], [2, 3, 9], [1, 1, 9], [4, math.nan, 9], [2, 1, 9]]
+    batch["rating"] = tf.constant(rated, tf.float32)
+    train_to_the_end(model, batch)
+    found = model.predict(batch)
+    np.testing.assert_allclose(found["rating"][:, :2], 20 / 9, rtol=1e-3)
+    np.testing.assert_allclose(found["score"], found["rating"], rtol=1e-6)
+
+
+def copy_weights(parts):
+    """Gives each first of a pair the weights of the second."""
+    for mine, theirs in parts:
+        for a, b in zip(mine.variables, theirs.variables, strict=True):
+            a.assign(b)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_one_expert_is_the_model_without_experts(dropout):
+    # One expert's softmax is 1: the layers follow each other, and drop alike.
+    update = {"hidden_units": (7, 5, 4), "dropout": dropout}
+    plain = spread(make_model(CONFIG.model_copy(update=update)))
+    one = ExpertsConfig(number=1, units=(5, 4), gate_dropout=0.9)
+    update = {"hidden_units": (7,), "dropout": dropout, "experts": one}
+    model = spread(make_model(CONFIG.model_copy(update=update)), seed=8)
+    layers = [*model.tower.layers, *model.experts.towers[0].layers]
+    pairs = zip(plain.tower.layers, layers, strict=True)
+    parts = [(model.embeddings, plain.embeddings)]
+    parts += [(model.head, plain.head), *((b, a) for a, b in pairs)]
+    parts += [(model.position_bias, plain.position_bias)]
+    copy_weights(parts)
+    batch = make_batch()
+    for name, value in plain.predict(batch).items():
+        np.testing.assert_allclose(model.predict(batch)[name], value, 1e-6)
+    loss, _ = gradients(plain, batch, training=True, step=6)
+    same, _ = gradients(model, batch, training=True, step=6)
+    assert same == pytest.approx(loss, rel=1e-6)
+
+
+def test_alike_experts_by_uniform_gates_are_one_expert():
+    # Whatever is dropped, a mean of equal experts is that expert.
+    model = spread(make_model(EXPERTS))
+    model.experts.gate.kernel.assign(tf.zeros_like(model.experts.gate.kernel))
+    first, *others = model.experts.towers
+    copy_weights([(tower, first) for tower in others])
+    one = EXPERTS.model_copy(
+        update={"experts": ExpertsConfig(number=1, units=(6, 4))}
+    )
+    single, batch = spread(make_model(one)), make_batch()
+    parts = [(single.embeddings, model.embeddings), (single.tower, model.tower)]
+    parts += [(single.head, model.head), (single.experts.towers[0], first)]
+    parts += [(single.position_bias, model.position_bias)]
+    copy_weights(parts)
+    loss, _ = gradients(model, batch, training=True, step=2)
+    same, _ = gradients(single, batch, training=True, step=2)
+    assert same == pytest.approx(loss, rel=1e-5)
+
+
+def test_each_task_moves_its_own_gate_and_every_expert():
+    config = EXPERTS.model_copy(
+        update={"experts": ExpertsConfig(number=3, units=(6,), gate_dropout=0)}
+    )
+    model, batch = spread(make_model(config)), make_batch((C,) * 4)
+    for task, head in enumerate(model.heads):
+        with tf.GradientTape() as tape:
+            _, parts = model.compute_loss(batch, global_batch_size=1)
+            loss = parts[f"{head}_loss"]
+        kernels = [t.layers[0].kernel for t in model.experts.towers]
+        gate, *of_experts = tape.gradient(
+            loss, [model.experts.gate.kernel, *kernels]
         )
-    s = [sigmoid(x) for x in z.numpy()]
-    if objective == "paper":
-        want = [3 * (s[0] - 1), s[1], s[2], 0.0]
-    else:
-        want = [3 * (s[0] - 1) + s[0], 3 * (s[1] - 1) + s[1], s[2], 0.0]
-    np.testing.assert_allclose(tape.gradient(loss, z), want, rtol=1e-5)
-    assert float(loss[3]) == 0.0
+        moved = np.abs(gate.numpy()).sum(axis=0).reshape(-1, 3)
+        assert (moved[task] > 0).all()
+        np.testing.assert_array_equal(np.delete(moved, task, axis=0), 0.0)
+        assert all(np.abs(g.numpy()).sum() > 0 for g in of_experts)
 
 
-def test_binary_loss_has_no_gradient_where_the_label_is_unknown():
-    z = tf.Variable([0.5, 0.5, 0.5])
-    with tf.GradientTape() as tape:
-        loss = binary_loss(z, tf.constant([1.0, 0.0, math.nan]))
-    p = sigmoid(0.5)
-    np.testing.assert_allclose(
-        loss, [-math.log(p), -math.log(1 - p), 0.0], rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        tape.gradient(loss, z), [p - 1, p, 0.0], rtol=1e-6
-    )
-
-
-def test_the_longest_valid_watch_is_the_largest_prediction():
-    # e^200 overflows float32; two days are 172,800 s.
-    seconds = tf.exp(log_watch_time_s(tf.constant([200.0, 1.0, -200.0]), 60.0))
-    np.testing.assert_allclose(
-        seconds, [172_800.0, 60 * math.e, 0.0], rtol=1e-5
-    )
+def test_gate_dropout_is_drawn_in_training_alone():
+    model, batch = spread(make_model(EXPERTS)), make_batch((C,) * 4)
+    losses = {gradients(model, batch, training=True, step=s)[0] for s in (1, 2)}
+    still = {gradients(model, batch, training=False, step=s)[0] for s in (1, 2)}
+    assert len(losses) == 2
+    assert len(still) == 1
+    assert not losses & still
 
 
 def alike_impressions():
@@ -250,6 +325,28 @@ def alike_impressions():
         [[40, 3, 9], [0, 2, 9], [25, 0, 9], [10, 4, 9], [0, 6, 9]], tf.float32
     )
     return batch
+
+
+def train_to_the_end(model, batch):
+    variables = [*model.table_variables, *model.dense_variables]
+    optimizer = keras.optimizers.Adam(0.03, jit_compile=False)
+    optimizer.build(variables)
+
+    @tf.function
+    def train(steps):
+        for _ in tf.range(steps):
+            with tf.GradientTape() as tape:
+                loss, _ = model.compute_loss(batch, global_batch_size=5)
+            found = tape.gradient(loss, variables)
+            optimizer.apply_gradients(
+                [
+                    (g, v)
+                    for g, v in zip(found, variables, strict=True)
+                    if g is not None
+                ]
+            )
+
+    train(tf.constant(400))
 
 
 @pytest.mark.parametrize(
@@ -272,33 +369,16 @@ def test_trained_to_the_end_the_odds_are_the_closed_form(
         score_weights={output: 1.0},
     )
     model, batch = make_model(config, positions=False), alike_impressions()
-    variables = [*model.table_variables, *model.dense_variables]
-    optimizer = keras.optimizers.Adam(0.03, jit_compile=False)
-    optimizer.build(variables)
-
-    @tf.function
-    def train(steps):
-        for _ in tf.range(steps):
-            with tf.GradientTape() as tape:
-                loss, _ = model.compute_loss(batch, global_batch_size=5)
-            found = tape.gradient(loss, variables)
-            optimizer.apply_gradients(
-                [
-                    (g, v)
-                    for g, v in zip(found, variables, strict=True)
-                    if g is not None
-                ]
-            )
-
-    train(tf.constant(400))
+    train_to_the_end(model, batch)
     outputs = model.predict(batch)
     np.testing.assert_allclose(outputs[output][:, :2], seconds, rtol=1e-3)
     # Three clicks of ten impressions.
     np.testing.assert_allclose(outputs["clicked"][:, :2], 0.3, rtol=1e-3)
 
 
-def test_padding_changes_neither_loss_nor_gradients():
-    model, batch = spread(make_model()), make_batch()
+@both
+def test_padding_changes_neither_loss_nor_gradients(config):
+    model, batch = spread(make_model(config)), make_batch()
     padded = np.arange(C) >= batch["candidate_count"].numpy()[:, None]
     garbage = dict(batch)
     for name in ("video", "position", "clicked", "watch_time_s", "liked"):
@@ -320,8 +400,9 @@ def test_padding_changes_neither_loss_nor_gradients():
     assert all(np.abs(g).sum() > 0 for g in found)
 
 
-def test_two_halves_of_a_batch_add_up_to_the_batch():
-    config = CONFIG.model_copy(update={"dropout": 0.4, "position_dropout": 0.5})
+@both
+def test_two_halves_of_a_batch_add_up_to_the_batch(config):
+    config = config.model_copy(update={"dropout": 0.4, "position_dropout": 0.5})
     model, batch = spread(make_model(config)), make_batch((3, 1, 2, 3))
     halves = [
         {k: v[part] for k, v in batch.items()}
@@ -374,44 +455,24 @@ def test_position_moves_the_click_logit_in_training_alone():
         assert float(parts[name]) == float(other[name])
 
 
-def test_position_bias_reads_its_cell():
-    bias = PositionBias(devices=2, dropout=0.0, seed=1)
-    bias.logits.assign(np.arange((LAST_POSITION + 1) * 3).reshape(-1, 3))
-    # Row p, device d holds 3 p + d; positions beyond the last share its row.
-    logits = bias(
-        tf.constant([0, 2, LAST_POSITION + 7], tf.int64),
-        tf.constant([1, 0, 2], tf.int64),
+@pytest.mark.parametrize("missing", ["user_device", "surface"])
+def test_position_bias_of_a_log_without_a_place(missing):
+    features = FeatureSet(tuple(f for f in FEATURES if f.name != missing))
+    model = RankingModel(
+        features, SIZES, CONFIG, 3, labels=LABELS, positions=True
     )
-    np.testing.assert_array_equal(logits, [1, 6, 3 * LAST_POSITION + 2])
-
-
-def test_position_dropout_is_a_function_of_seed_step_and_row():
-    bias = PositionBias(devices=0, dropout=0.3, seed=1)
-    position = tf.fill([5000, 4], tf.constant(7, tf.int64))
-    seen = bias.seen_positions(position, 2, 0).numpy()
-    assert set(np.unique(seen)) == {0, 7}
-    # 20,000 draws: a standard deviation of 0.003.
-    assert np.mean(seen == 0) == pytest.approx(0.3, abs=0.015)
-    tail = bias.seen_positions(position[3000:], 2, 3000)
-    np.testing.assert_array_equal(tail, seen[3000:])
-    assert (bias.seen_positions(position, 3, 0).numpy() != seen).any()
-
-
-def test_position_bias_takes_what_position_explains():
-    # Alike videos; position 1 is clicked 3 times of 4, position 2 once of 4:
-    # logits ln 3 and -ln 3 around the main tower, whatever that holds.
-    bias = PositionBias(devices=0, dropout=0.0, seed=1)
-    position = tf.constant([1, 1, 1, 1, 2, 2, 2, 2], tf.int64)
-    clicked = tf.constant([1, 1, 1, 0, 0, 0, 0, 1], tf.float32)
-    for _ in range(300):
-        with tf.GradientTape() as tape:
-            logit = bias(position, tf.zeros_like(position))
-            loss = tf.reduce_sum(binary_loss(logit, clicked))
-        gradient = tape.gradient(loss, bias.logits)
-        bias.logits.assign_sub(0.5 * tf.convert_to_tensor(gradient))
-    found = bias.logits.numpy()[:, 0]
-    np.testing.assert_allclose(found[1:3], [math.log(3), -math.log(3)], 1e-4)
-    np.testing.assert_array_equal(found[3:], 0.0)
+    # Devices 3, surfaces 2, each with the unknown; of a missing one that alone.
+    shape = {"user_device": (101, 1, 3), "surface": (101, 4, 1)}[missing]
+    assert tuple(model.position_bias.logits.shape) == shape
+    model.position_bias.logits.assign(
+        np.arange(math.prod(shape)).reshape(shape)
+    )
+    batch = make_batch((C,) * 4)
+    batch.pop(missing)
+    found = model._bias(batch, model._slots(batch)).numpy()
+    # Position 0 is not known: the logit is the other place's id.
+    other = {"user_device": "surface", "surface": "user_device"}[missing]
+    np.testing.assert_array_equal(found, np.repeat(batch[other], C))
 
 
 def test_request_without_candidate_count_scores_every_slot():
@@ -435,8 +496,9 @@ def test_a_score_of_many_small_probabilities_does_not_vanish():
     np.testing.assert_allclose(score, want, rtol=1e-4)
 
 
-def test_saved_and_loaded_predictions_are_equal(tmp_path):
-    model, batch = spread(make_model()), make_batch()
+@both
+def test_saved_and_loaded_predictions_are_equal(config, tmp_path):
+    model, batch = spread(make_model(config)), make_batch()
     model.save(str(tmp_path / "model"))
     loaded = RankingModel.load(str(tmp_path / "model"))
     for name, value in model.predict(batch).items():
@@ -477,8 +539,8 @@ def test_a_click_model_has_no_watch_time_head():
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        ({"tasks": ("clicked", "shared")}, "clicked, liked; received"),
-        ({"tasks": ("watch_time_s",)}, "clicked, liked; received"),
+        ({"tasks": ("clicked", "shared")}, "clicked, liked, rating; received"),
+        ({"tasks": ("watch_time_s",)}, "clicked, liked, rating; received"),
         ({"tasks": ("clicked", "clicked")}, "different names"),
         ({"task_weights": {"likes": 1.0}}, "received 'likes'"),
         ({"task_weights": {"liked": -1.0}}, "received 'liked': -1.0"),

@@ -101,6 +101,28 @@ def test_metrics_by_hand():
     assert values == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_rating_has_errors_and_no_probability():
+    found = measure(
+        Predictions(
+            outputs={
+                "score": np.array([1.0, 2.0, 3.0]),
+                "rating": np.array([3.5, 2.0, 1.0]),
+            },
+            labels={
+                "clicked": np.array([1.0, 0.0, 1.0]),
+                "watch_time_s": np.array([5.0, 0.0, 2.0]),
+                "rating": np.array([4.0, math.nan, 3.0]),
+            },
+            group=np.zeros(3, np.int64),
+            user=np.zeros(3, int),
+        )
+    )
+    # Errors 0.5 and 2; the second is not rated.
+    assert found["ranking.mse_rating"] == 4.25 / 2
+    assert found["ranking.mae_rating"] == 2.5 / 2
+    assert not {n for n in found if n.endswith(("auc_rating", "loss_rating"))}
+
+
 def test_a_users_day_is_the_group_without_request_ids():
     # One user, all on one day: 10 s lost to both, 30 s only to the score 4:
     # (10 + 10 + 30) of (20 + 60).

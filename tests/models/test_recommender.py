@@ -256,6 +256,44 @@ def test_the_encoder_s_part_offers_by_its_own_scores(world, request_, tmp_path):
         assert found[row] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def test_the_context_offers_what_follows_the_query_video(
+    world, raw, request_, tmp_path
+):
+    config = ServingConfig(
+        candidates=6,
+        generators=(GeneratorConfig(name="context", candidates=3),),
+    )
+    # Nothing is being watched in the last one.
+    watching = np.array([*raw["query_video_id"][:-1], b""], object)
+    asked = {**request_, "query_video_id": tf.constant(watching)}
+    answer = service(world, tmp_path, config).every_candidate(asked)
+    first = RetrievalService(
+        world.retrieval, world.transform, world.inputs, world.video_ids, 17
+    )
+    # A front end that sent the query video as the last watch.
+    sent = {}
+    for i in first.inputs:
+        values = raw[i.name]
+        if i.name.startswith("watch_history_"):
+            new = watching if i.name.endswith("video_id") else values[:, 0]
+            values = np.concatenate([new[:, None], values[:, :-1]], axis=1)
+        sent[i.name] = tf.constant(values, i.dtype)
+    tower = first.recommend(sent)["video_ids"].numpy()
+    for row, own in enumerate(tower):
+        unwanted = {b"", *raw["watch_history_video_id"][row], watching[row]}
+        expected = [video for video in own if video not in unwanted][:3]
+        found = [
+            video
+            for video, source in zip(
+                answer["video_ids"][row].numpy(),
+                answer["candidate_sources"][row].numpy(),
+                strict=True,
+            )
+            if source == b"context"
+        ]
+        assert set(found) == (set(expected) if watching[row] else set())
+
+
 def test_a_model_without_an_encoder_has_no_such_generator(world, tmp_path):
     with pytest.raises(InputError, match="place: beside"):
         service(world, tmp_path, BY_SEQUENCE)

@@ -59,10 +59,14 @@ def partitioned(k, embeddings, ids, biases):
     return layer.index(embeddings, ids, biases)
 
 
-def halved(k, embeddings, ids, biases):
+def quartered(k, embeddings, ids, biases):
+    return halved(k, embeddings, ids, biases, "int8")
+
+
+def halved(k, embeddings, ids, biases, storage="bfloat16"):
     partition, axes = pieces_of(embeddings, biases)
     pieces = len(partition.members)
-    layer = PartitionedTopK(k, partition, axes, pieces, "bfloat16", 10**6)
+    layer = PartitionedTopK(k, partition, axes, pieces, storage, 10**6)
     return layer.index(embeddings, ids, biases)
 
 
@@ -81,14 +85,14 @@ def by_scann_tree(k, embeddings, ids, biases):
     return layer
 
 
-KINDS = [exact, partitioned, halved, by_scann, by_scann_tree]
+KINDS = [exact, partitioned, halved, quartered, by_scann, by_scann_tree]
 SIZES = [(1, 4), (7, 1), (500, 8)]
 
 
 @pytest.mark.parametrize(
     ("build", "videos", "dim"),
     [
-        *((build, *size) for build in KINDS[:4] for size in SIZES),
+        *((build, *size) for build in KINDS[:5] for size in SIZES),
         # ScaNN hashes no fewer than 16 rows.
         (by_scann_tree, *SIZES[-1]),
     ],
@@ -192,7 +196,27 @@ np.savez(sys.argv[3], scores=scores, ids=ids)
 """
 
 
-@pytest.mark.parametrize("build", [exact, partitioned, halved])
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_few_bytes_find_what_is_scored_again(storage):
+    videos, k = 3000, 20
+    embeddings, biases, queries = corpus(videos, 16)
+    # One dimension is a hundred times as wide: its steps are its own.
+    embeddings[:, 3] *= 100.0
+    queries[:, 3] /= 100.0
+    partition, axes = pieces_of(embeddings, biases)
+    pieces = len(partition.members)
+    layer = PartitionedTopK(k, partition, axes, pieces, storage, 3 * k)
+    scores, ids = layer.index(embeddings, biases=biases)(queries)
+    expected_ids, expected_scores = numpy_top_k(queries, embeddings, biases, k)
+    found = [
+        np.isin(*pair).mean() for pair in zip(expected_ids, ids, strict=True)
+    ]
+    assert np.mean(found) > 0.99
+    # What is found has its exact score.
+    np.testing.assert_allclose(scores[:, 0], expected_scores[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("build", [exact, partitioned, halved, quartered])
 def test_a_saved_model_answers_in_a_process_without_scann(build, tmp_path):
     embeddings, biases, queries = corpus(50, 4)
     layer = build(5, embeddings, None, biases)

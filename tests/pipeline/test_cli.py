@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.config import load_config
+from pipeline.event_stage import make_events
 from pipeline.run import Run, saved_config
-from pipeline.stages import make_events
 from schemas.artifacts import ArtifactStore
 from schemas.config import Config
 

@@ -15,6 +15,7 @@ from pipeline.doctor import (
     Report,
     TensorFlowSees,
     accelerators_in_words,
+    onnx_in_words,
     print_report,
     try_imports,
 )
@@ -217,8 +218,16 @@ def a_report(*packages: PackageFound) -> Report:
         disk_free_bytes=2**29,
         packages=packages,
         accelerators="none",
+        onnx="needs the [onnx] extra",
         runners=(RunnerFound("FnApiRunner", True, "here"),),
     )
+
+
+def test_what_onnx_needs_is_named() -> None:
+    assert onnx_in_words(["numpy"]) == "ready for `export --onnx`"
+    said = onnx_in_words(["numpy", "absent-a", "absent-b"])
+    assert said.startswith("no absent-a and no absent-b: ")
+    assert said.endswith("pip install 'watchnext[onnx]'")
 
 
 def printed(report: Report) -> list[str]:
@@ -245,6 +254,8 @@ def test_sizes_are_in_gib_and_health_exits_0() -> None:
     # 3 * 2^29 / 2^30 = 1.5; 2^29 / 2^30 = 0.5
     assert "Memory        3.0 GiB, 1.5 GiB free" in lines
     assert "Disk          0.5 GiB free here" in lines
+    # No markup was read in it.
+    assert "ONNX          needs the [onnx] extra" in lines
     assert lines[-1] == "All packages import; this machine is ready."
 
 

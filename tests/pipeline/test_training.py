@@ -112,6 +112,7 @@ def run(
     **options: Any,
 ) -> TrainingResult:
     config = CONFIG.model_copy(update=options.pop("changes", {}))
+    options.setdefault("metric", "hit_rate")
 
     def make_dataset(epoch: int, skip: int) -> tf.data.Dataset:
         return training_dataset(
@@ -128,7 +129,6 @@ def run(
         build_model,
         make_dataset,
         evaluate,
-        metric="hit_rate",
         config=config,
         workdir=str(workdir),
         strategy=make_strategy("one_device"),
@@ -160,6 +160,25 @@ def test_it_learns_the_rule(
     assert history[-1]["hit_rate"] > 0.6
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     assert len(history) == 16
+
+
+def test_without_a_metric_the_last_epoch_is_the_best(
+    files: dict[str, int], tmp_path: Path
+) -> None:
+    def evaluate(_: RetrievalModel) -> dict[str, float]:
+        raise AssertionError("nothing is to be evaluated")
+
+    options: dict[str, Any] = {
+        "changes": {"epochs": 3, "patience": 1},
+        "metric": None,
+    }
+    result = run(files, tmp_path / "all", evaluate, **options)
+    assert result.best_epoch == 3
+    assert [sorted(epoch) for epoch in result.history] == 3 * [["train_loss"]]
+    # A stopped one goes on to the same.
+    run(files, tmp_path / "cut", evaluate, stop_after_steps=15, **options)
+    resumed = run(files, tmp_path / "cut", evaluate, **options)
+    assert_same_bits(resumed.model, result.model)
 
 
 def test_the_weights_are_those_of_the_best_epoch(

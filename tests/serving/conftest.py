@@ -18,9 +18,10 @@ from models.lagged_table import LaggedTable
 from models.ranking import RankingModel
 from models.recommender import Catalogue, export_recommender
 from models.retrieval import RetrievalModel
+from pipeline.event_stage import simulate
 from pipeline.publishing import publish
 from pipeline.run import PREPARED, Run
-from pipeline.stages import DataStages, simulate
+from pipeline.stages import DataStages
 from schemas.artifacts import ArtifactStore, stage_key
 from schemas.config import (
     Config,
