@@ -101,29 +101,31 @@ class PartitionedTopK(TopK):
         ids = np.arange(1, videos + 1) if identifiers is None else identifiers
         ids = np.asarray(ids, np.int64)
         padding = self._members == PADDING
-        self._padding = table(np.where(padding, -math.inf, 0.0), tf.float32)
         rows = np.empty((*self._members.shape, width), np.float32)
         rows[..., :-1] = vectors[self._members]
         rows[..., -1] = 0.0
         if biases is not None:
             rows[..., -1] = np.asarray(biases)[self._members]
         rows[padding] = 0.0
-        steps = np.ones(width, np.float32)
+        stored = rows
         if self._storage == "int8":
             steps = np.abs(rows).max(axis=(0, 1)) / _LARGEST_INT8
             steps = np.maximum(steps, np.finfo(np.float32).tiny)
-        self._steps = table(steps, tf.float32)
-        stored = np.rint(rows / steps) if self._storage == "int8" else rows
-        # Read by gathering only: a variable that is also read as a whole is
-        # copied at each call.
+            self._steps = table(steps, tf.float32)
+            self._padding = table(np.where(padding, -math.inf, 0), tf.float32)
+            stored = np.rint(rows / steps)
+        # Its score is -inf: the last dimension of a query is 1.
+        rows[padding, -1] = -math.inf
+        # A piece is [D + 1, W]: a row times such a matrix is the quickest
+        # product on a CPU. Read by gathering only: a variable that is also
+        # read as a whole is copied at each call.
+        stored = np.swapaxes(stored, 1, 2)
         self._pieces = table(stored, tf.as_dtype(self._storage))
         # Id 0 is padding, and no answer.
         self._ids = table(
             np.where(padding, 0, ids[self._members]).ravel(), tf.int64
         )
         if self._storage != "float32":
-            # Its score is -inf: the last dimension of a query is 1.
-            rows[padding, -1] = -math.inf
             self._rows = table(rows.reshape(-1, width), tf.float32)
         self._reset_tf_function_cache()
         return self
@@ -167,11 +169,16 @@ class PartitionedTopK(TopK):
         _, pieces = tf.math.top_k(
             self._promise(queries), self._searched, sorted=False
         )
-        # One query at a time: a batch's rows would be gigabytes at once.
-        scores = tf.map_fn(
-            self._scores_in_pieces,
-            (pieces, queries),
-            fn_output_signature=tf.TensorSpec([self._room], tf.float32),
+        # One query at a time: a batch's rows would be gigabytes at once. A
+        # single one pays for no loop.
+        scores = tf.cond(
+            tf.equal(tf.shape(queries)[0], 1),
+            lambda: self._scores_in_pieces((pieces[0], queries[0]))[None],
+            lambda: tf.map_fn(
+                self._scores_in_pieces,
+                (pieces, queries),
+                fn_output_signature=tf.TensorSpec([self._room], tf.float32),
+            ),
         )
         first = tf.minimum(most, self._room)
         if self._storage != "float32":
@@ -198,11 +205,13 @@ class PartitionedTopK(TopK):
         """float32 [room] of one query: pieces int32 [L], query [D + 1]."""
         pieces, query = piece_and_query
         rows = tf.gather(self._pieces, pieces)
-        rows = tf.reshape(rows, [self._room, query.shape[0]])
         if self._storage == "int8":
-            rows = tf.cast(rows, tf.float32)
-        # A row times a matrix: on a CPU quicker than a matrix times a column.
-        query = tf.cast(query * self._steps, rows.dtype)[tf.newaxis]
-        scores = tf.linalg.matmul(query, rows, transpose_b=True)
-        padding = tf.gather(self._padding, pieces)
-        return tf.cast(scores[0], tf.float32) + tf.reshape(padding, [-1])
+            rows, query = tf.cast(rows, tf.float32), query * self._steps
+        query = tf.cast(query, rows.dtype)[tf.newaxis, tf.newaxis]
+        by_piece = tf.repeat(query, self._searched, axis=0)
+        scores = tf.reshape(tf.linalg.matmul(by_piece, rows), [self._room])
+        scores = tf.cast(scores, tf.float32)
+        if self._storage == "int8":
+            padding = tf.gather(self._padding, pieces)
+            scores += tf.reshape(padding, [self._room])
+        return scores
