@@ -8,7 +8,7 @@ and the recall curves of both.
     candidates.npy   float32 [V, D + 1], the last dimension is the bias
     axes.npy         float32 [D + 1, D + 1], principal; what follows is turned
     scann/           what ScaNN serialises
-    partition/       members, centroids, variances; where there is a tree
+    partition/       members, centroids, profile, spreads; where there is a tree
     index.json
 """
 
@@ -100,7 +100,12 @@ def build_index(
         del index
         leaves = learned_leaves(scann_folder)
         if leaves is not None:
-            partition = cut(vectors, leaves, config.rows_per_piece)
+            partition = cut(
+                vectors,
+                leaves,
+                config.rows_per_piece,
+                np.square(chosen_by.queries).mean(axis=0),
+            )
             _save_partition(partition, os.path.join(local, _PARTITION))
             searched, curve = sweep_pieces(partition, chosen_by, config)
             needed = partition.needed_pieces(

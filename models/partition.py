@@ -14,8 +14,8 @@ import numpy as np
 PADDING = -1
 # The best of n normal numbers lies about sqrt(2 ln n) deviations above their
 # mean, 2.9 for 64 rows; real tails are longer. For a recall of .965 on a
-# million vectors with a trained model's spectrum, 0, 2, 3, 4 and 5 need 55,600,
-# 20,400, 16,600, 15,400 and 15,400 rows.
+# million vectors with a trained model's spectrum, 0, 2, 3, 4 and 5 need 58,600,
+# 21,800, 17,900, 16,900 and 17,200 rows.
 DEVIATIONS = 4.0
 # Iterations towards the direction in which a leaf is longest; a cut need not
 # be along it exactly.
@@ -30,12 +30,15 @@ class Partition:
       members: int32 [P, W] rows, each of 0..V - 1 once; -1 is padding, at the
         end of a piece.
       centroids: float32 [P, D], the mean of each piece.
-      variances: float32 [P, D], of each piece in each dimension.
+      profile: float32 [D], the variance within a piece in each dimension,
+        mean of all pieces.
+      spreads: float32 [P], how many times as wide as that a piece is.
     """
 
     members: np.ndarray
     centroids: np.ndarray
-    variances: np.ndarray
+    profile: np.ndarray
+    spreads: np.ndarray
 
     @property
     def num_rows(self) -> int:
@@ -61,13 +64,22 @@ class Partition:
         """What the best row of each piece is expected to score, [B, P].
 
         The mean score of the piece's rows, and DEVIATIONS times their
-        standard deviation (which takes the dimensions for uncorrelated, as
-        principal axes about are): a wide piece may hold better rows than a
-        near one.
+        standard deviation: a wide piece may hold better rows than a near one.
+        The deviation takes the dimensions for uncorrelated, as principal axes
+        about are, and pieces for wide in the same directions: so a single
+        product with the pieces gives both.
         """
-        means = queries @ self.centroids.T
-        variances = np.square(queries) @ self.variances.T
-        return means + DEVIATIONS * np.sqrt(variances)
+        return self.with_deviation(queries) @ self.promising().T
+
+    def with_deviation(self, queries: np.ndarray) -> np.ndarray:
+        """Appends to each query its deviation in a mean piece, [B, D + 1]."""
+        deviation = np.sqrt(np.square(queries) @ self.profile)
+        return np.concatenate([queries, deviation[:, None]], axis=1)
+
+    def promising(self) -> np.ndarray:
+        """What `with_deviation` is multiplied with, float32 [P, D + 1]."""
+        spreads = DEVIATIONS * self.spreads[:, None]
+        return np.concatenate([self.centroids, spreads], axis=1)
 
     def needed_pieces(
         self, queries: np.ndarray, best_rows: np.ndarray
@@ -92,7 +104,10 @@ class Partition:
 
 
 def cut(
-    vectors: np.ndarray, leaves: np.ndarray, rows_per_piece: int
+    vectors: np.ndarray,
+    leaves: np.ndarray,
+    rows_per_piece: int,
+    query_squares: np.ndarray | None = None,
 ) -> Partition:
     """Cuts every leaf into pieces of equal size, at most `rows_per_piece`.
 
@@ -104,6 +119,8 @@ def cut(
       vectors: float32 [V, D].
       leaves: int [V], the leaf of each row.
       rows_per_piece: W.
+      query_squares: float [D], what the queries' squares are on the mean:
+        the directions in which the width of a piece counts; None: all alike.
 
     Raises:
       ValueError: shapes do not fit.
@@ -121,14 +138,21 @@ def cut(
         for piece in _cut_leaf(vectors, leaf, rows_per_piece)
     ]
     members = np.full((len(pieces), rows_per_piece), PADDING, np.int32)
-    shape = len(pieces), vectors.shape[1]
-    centroids, variances = np.empty((2, *shape), np.float32)
+    dim = vectors.shape[1]
+    centroids = np.empty((len(pieces), dim), np.float32)
+    weights = np.ones(dim) if query_squares is None else query_squares
+    profile, widths = np.zeros(dim), np.empty(len(pieces))
     for number, piece in enumerate(pieces):
         members[number, : len(piece)] = piece
         own = vectors[piece]
         centroids[number] = own.mean(axis=0)
-        variances[number] = own.var(axis=0)
-    return Partition(members, centroids, variances)
+        variances = own.var(axis=0)
+        profile += variances / len(pieces)
+        widths[number] = variances @ weights
+    # Where nothing varies, neither does the mean.
+    mean = np.maximum(profile @ weights, np.finfo(np.float32).tiny)
+    spreads = np.sqrt(widths / mean).astype(np.float32)
+    return Partition(members, centroids, profile.astype(np.float32), spreads)
 
 
 def _cut_leaf(

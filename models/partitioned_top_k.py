@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.keras_setup import tf
-from models.partition import DEVIATIONS, PADDING, Partition
+from models.partition import PADDING, Partition
 from models.top_k import TopK, known, table, without
 
 Storage = Literal["float32", "bfloat16", "int8"]
@@ -65,10 +65,10 @@ class PartitionedTopK(TopK):
             )
         # Keras would copy a dataclass's arrays into its own containers.
         self._members = partition.members
-        # Read as a whole, and that takes half the time across the pieces.
-        self._centroids = table(partition.centroids.T, tf.float32)
         self._axes = table(axes, tf.float32)
-        self._variances = table(partition.variances.T, tf.float32)
+        self._profile = table(partition.profile[:, None], tf.float32)
+        # Read as a whole, and that takes half the time across the pieces.
+        self._promising = table(partition.promising().T, tf.float32)
         self._storage, self._rescored = storage, max(rescored, k)
 
     def index(
@@ -92,10 +92,10 @@ class PartitionedTopK(TopK):
         self._check_corpus(videos)
         held = int((self._members != PADDING).sum())
         width = vectors.shape[1] + 1
-        if held != videos or width != self._centroids.shape[0]:
+        if held != videos or width != self._profile.shape[0]:
             raise ValueError(
                 f"The partition is of {held} vectors of "
-                f"{self._centroids.shape[0]} dimensions with the bias, got "
+                f"{self._profile.shape[0]} dimensions with the bias, got "
                 f"{videos} of {width}. Build the index again."
             )
         ids = np.arange(1, videos + 1) if identifiers is None else identifiers
@@ -195,9 +195,9 @@ class PartitionedTopK(TopK):
     def _promise(self, queries: tf.Tensor) -> tf.Tensor:
         """As `Partition.promise`, of turned queries."""
         queries = tf.linalg.matmul(queries, self._axes)
-        means = tf.linalg.matmul(queries, self._centroids)
-        variances = tf.linalg.matmul(tf.square(queries), self._variances)
-        return means + DEVIATIONS * tf.sqrt(variances)
+        variance = tf.linalg.matmul(tf.square(queries), self._profile)
+        with_deviation = tf.concat([queries, tf.sqrt(variance)], axis=1)
+        return tf.linalg.matmul(with_deviation, self._promising)
 
     def _scores_in_pieces(
         self, piece_and_query: tuple[tf.Tensor, tf.Tensor]

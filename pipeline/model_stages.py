@@ -98,7 +98,9 @@ class ModelStages:
             "retrieval_model": model.fingerprint(),
             "retrieval_examples": examples.fingerprint("valid-"),
         }
-        return self.run.stage("index", {"index": config}, inputs, write)
+        # What is in the folder, beside the configuration that chose it.
+        sections: Sections = {"index": config, "partition": "spreads"}
+        return self.run.stage("index", sections, inputs, write)
 
     def candidate_lists(self) -> Artifact | None:
         """Builds the lists of the generators that look candidates up.

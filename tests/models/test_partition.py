@@ -64,14 +64,35 @@ def test_promise_by_hand():
     vectors = np.array([[0, 0], [2, 0], [0, 5], [0, 5]], np.float32)
     partition = cut(vectors, np.array([0, 0, 1, 1]), 2)
     promised = partition.promise(np.array([[3, 1], [0, 1]], np.float32))
-    # 3 * 1 + DEVIATIONS * 3 * 1, and 5; then 0 and 5.
-    np.testing.assert_allclose(promised, [[3 + 3 * DEVIATIONS, 5], [0, 5]])
-    np.testing.assert_allclose(partition.variances, [[1, 0], [0, 0]])
+    # A mean piece has a variance of 0.5 along x, the first twice that: 3 * 1
+    # and DEVIATIONS * 3 * 1; 5. Then 0 and 5.
+    np.testing.assert_allclose(partition.profile, [0.5, 0])
+    np.testing.assert_allclose(partition.spreads, [np.sqrt(2), 0])
+    np.testing.assert_allclose(
+        promised, [[3 + 3 * DEVIATIONS, 5], [0, 5]], rtol=1e-6
+    )
     needed = partition.needed_pieces(
         np.array([[3, 1], [0, 1]], np.float32), np.array([[1, 2], [1, 2]])
     )
     # Row 1 is in piece 0, row 2 in piece 1.
     assert needed.tolist() == [[1, 2], [2, 1]]
+
+
+def test_a_piece_s_width_counts_where_queries_look():
+    # Piece 0: variance 1 along x, piece 1: 4 along y; (0.5, 2) on the mean.
+    vectors = np.array([[0, 0], [2, 0], [0, 3], [0, 7]], np.float32)
+    leaf = np.array([0, 0, 1, 1])
+    for squares, widths in (
+        (None, [1 / 2.5, 4 / 2.5]),
+        ([1, 1], [1 / 2.5, 4 / 2.5]),
+        # Queries along x: 1 and 0, of 0.5.
+        ([9, 0], [2, 0]),
+        # 2 * 1 and 3 * 4, of 2 * 0.5 + 3 * 2 = 7.
+        ([2, 3], [2 / 7, 12 / 7]),
+    ):
+        given = None if squares is None else np.array(squares)
+        spreads = cut(vectors, leaf, 2, given).spreads
+        np.testing.assert_allclose(spreads, np.sqrt(widths), rtol=1e-6)
 
 
 def test_refuses_shapes_that_do_not_fit():
