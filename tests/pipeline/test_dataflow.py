@@ -62,6 +62,7 @@ simulator: {num_users: 100, num_videos: 150, num_channels: 20, num_topics: 5,
             num_days: 8, requests_per_user_day: 0.4}
 beam: {num_shards: 2}
 retrieval_examples: {history_length: 10, search_tokens: 12}
+retrieval: {refit_epochs: 1}
 """
 MAPPING = {
     "name": "small",
