@@ -69,7 +69,8 @@ def number(value: float | None) -> str:
     """Four digits after the point; counts whole; a dash for no value."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+    whole = abs(value) >= 1000 or (abs(value) > 1 and value == round(value))
+    return f"{value:,.0f}" if whole else f"{value:.4f}"
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:

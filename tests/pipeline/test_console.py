@@ -60,7 +60,7 @@ def test_ranking_shows_intervals_and_baselines_but_no_slices(
     ]
     assert rows == [
         ["auc_click", "0.7500", "0.6250 to 0.8750", "0.5000"],
-        ["impressions", "900.0000", "-", "-"],
+        ["impressions", "900", "-", "-"],
         ["off_policy.clicks_per_request.ips", "1.5000", "-", "-"],
     ]
     assert "popularity" in out and "95 % interval" in out
