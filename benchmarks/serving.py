@@ -10,6 +10,7 @@ platform below `--data DIR`, and finds it again; `swap` needs a run's models.
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("work/demo"))
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()
+    if args.only != "swap" and shutil.which("gcc") is None:
+        raise JobFailed("gcc is not on PATH: it builds the C program.")
+    if args.only != "recommender" and not (args.workdir / "serving").is_dir():
+        raise JobFailed(f"{args.workdir} has no models. Run `watchnext run`.")
     results: Measured = {"machine": run_module("machine")}
     if args.only != "swap":
         say("A platform of 100,000 videos, asked in C ...")

@@ -12,7 +12,6 @@ import argparse
 import http.client
 import json
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -260,8 +259,6 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("seconds", type=float)
     args = parser.parse_args()
-    if not (args.workdir / "serving").is_dir():
-        sys.exit(f"{args.workdir} has no models. Run `watchnext run`.")
     print(json.dumps(swap_under_load(args.workdir, args.seconds)))
 
 

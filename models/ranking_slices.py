@@ -10,13 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from models.slice_buckets import (
-    DAY_US,
-    OUT_OF_VOCABULARY,
-    VIDEO_AGE,
-    Bucket,
-    masks,
-)
+from models.slice_buckets import OUT_OF_VOCABULARY, VIDEO_AGE, Bucket, masks
+from schemas.split import DAY_US
 
 # Watches in the request, which carries only so many.
 ACTIVITY: tuple[Bucket, ...] = (

@@ -11,13 +11,8 @@ import numpy as np
 
 from models.retrieval_metrics import checked_top_k
 from models.retrieval_ranks import LabelRanks
-from models.slice_buckets import (
-    DAY_US,
-    OUT_OF_VOCABULARY,
-    VIDEO_AGE,
-    Bucket,
-    masks,
-)
+from models.slice_buckets import OUT_OF_VOCABULARY, VIDEO_AGE, Bucket, masks
+from schemas.split import DAY_US
 
 # Distinct videos the user had watched before the case: name, from, below.
 ACTIVITY: tuple[Bucket, ...] = (

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-DAY_US = 86_400_000_000
-
 # Name, from, below.
 Bucket = tuple[str, float, float]
 # Days from the upload to the moment of the case. A video known at training

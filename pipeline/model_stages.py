@@ -241,7 +241,9 @@ class ModelStages:
         inputs = {
             "retrieval_model": self.retrieval_model().fingerprint(),
             "retrieval_holdout": self.data.retrieval_holdout().fingerprint(),
-            "train_watches": self.data.split().fingerprint("train/watches-"),
+            "watches": self.data.split().fingerprint(
+                *(f"{part}/watches-" for part in self.data.learnt_parts)
+            ),
             "events": self.data.events.fingerprint("videos-"),
         }
         if self.run.config.evaluation.through_index:

@@ -77,9 +77,10 @@ class RankingMeasures:
           shown: any predictions of the same impressions.
         """
         values: dict[str, float] = {}
-        test = self._table("test") if self._names else None
+        if not self._names:
+            return values
+        test = self._table("test")
         for name in self._names:
-            assert test is not None
             say(f"  measuring baselines.{name}.ranking")
             outputs = self._build(name).outputs(test)
             predictions = dataclasses.replace(shown, outputs=outputs, loss=None)

@@ -96,14 +96,18 @@ class RetrievalMeasures:
         )
 
         config, size = self._data.run.config, self._videos.size
-        files = self._data.split().files("train/watches-")
+        # The same days as the model: a refit adds those of validation.
+        parts, bounds = self._data.learnt_parts, self._data.bounds
+        if "valid" in parts:
+            bounds = bounds.with_validation()
+        files = [f for part in parts for f in self._data.part(part)["watches"]]
         watches = read_watches(sorted(files), self._videos)
         known: dict[BaselineName, Callable[[], Scorer]] = {
             "popularity": lambda: Popularity(self._videos.counts),
             "recent_popularity": lambda: recent_popularity(
                 watches,
                 size,
-                self._data.bounds.train_end_us,
+                bounds.train_end_us,
                 self._config.recent_days,
             ),
             "co_watch": functools.partial(CoWatch, watches, size),

@@ -75,6 +75,12 @@ class DataStages:
         return SplitBounds.read(self.split().file(BOUNDS_FILE))
 
     @property
+    def learnt_parts(self) -> tuple[PartName, ...]:
+        """What the retrieval model that is served has learnt from."""
+        refit = self.run.config.retrieval.refit_epochs > 0
+        return ("train", "valid") if refit else ("train",)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Vocabulary size per ID space.
 

@@ -122,7 +122,10 @@ def test_logistic_regressions_find_chances_and_seconds():
 
 
 def test_trees_find_chances_and_seconds_and_the_seed_names_them():
-    pytest.importorskip("lightgbm")
+    try:
+        import lightgbm  # noqa: F401
+    except (ImportError, OSError) as error:
+        pytest.skip(f"LightGBM cannot be loaded: {error}")
     train = learnable(np.random.default_rng(0), 4000)
     valid = learnable(np.random.default_rng(1), 2000)
     trees = LightGbm(train, valid, seed=1)

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from models.keras_setup import tf
@@ -23,9 +21,11 @@ Answer = dict[str, np.ndarray] | str
 
 
 def build(folder: Path) -> Path:
-    """Compiles `predict.c` against the libraries inside TensorFlow's wheel."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not on PATH: no C program to load models with")
+    """Compiles `predict.c` against the libraries inside TensorFlow's wheel.
+
+    Raises:
+      FileNotFoundError: there is no gcc.
+    """
     program = folder / "predict"
     libraries = tf.sysconfig.get_lib()
     subprocess.run(

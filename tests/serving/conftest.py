@@ -4,6 +4,7 @@ The TFRecords are those of the real jobs, the requests those of a front end
 that knows the events; the SavedModels are exported and published once.
 """
 
+import shutil
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -204,6 +205,8 @@ def published(platform):
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
     """The C program that loads and asks a SavedModel."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not on PATH: no C program to load models with")
     return c_client.build(tmp_path_factory.mktemp("program"))
 
 
