@@ -11,8 +11,11 @@ import numpy as np
 
 from models.candidate_lists import CandidateLists
 from models.keras_setup import tf
+from schemas.config import GeneratorName
 
 TOWER = "query_tower"
+# They ask the index, as the tower does; the others look lists up.
+BY_INDEX: tuple[GeneratorName, ...] = ("context", "sequence")
 
 # Ids int32 and scores float32, both [B, L].
 Offer = tuple[tf.Tensor, tf.Tensor]

@@ -13,6 +13,7 @@ import numpy as np
 from models import serving_requests as requests
 from models.candidate_lists import CandidateLists
 from models.generators import (
+    BY_INDEX,
     TOWER,
     ListLookup,
     Offer,
@@ -36,12 +37,7 @@ from models.serving import (
     RetrievalService,
     Tensors,
 )
-from schemas.config import (
-    BY_INDEX,
-    GeneratorConfig,
-    GeneratorName,
-    ServingConfig,
-)
+from schemas.config import GeneratorConfig, GeneratorName, ServingConfig
 from schemas.errors import InputError
 from schemas.requests import RawInput
 

@@ -17,10 +17,11 @@ from models.candidate_lists import (
     topic_lists,
     topics_of_videos,
 )
+from models.generators import BY_INDEX
 from models.recommender import Catalogue
 from pipeline.stages import DataStages
 from schemas.artifacts import Artifact, ArtifactWriter
-from schemas.config import BY_INDEX, GeneratorConfig
+from schemas.config import GeneratorConfig
 from schemas.errors import UsageError
 from schemas.hashing import hash_strings
 from schemas.split import DAY_US

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from schemas.simulator_config import SimulatorConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Below 1: of all units dropped, nothing is left to divide by.
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Units = tuple[Positive, ...]
 Pooling = Literal["mean", "sum", "max"]
@@ -22,8 +24,6 @@ BaselineName = Literal[
 ]
 RankingBaselineName = Literal["popularity", "logistic_regression", "lightgbm"]
 GeneratorName = Literal["co_watch", "topics", "popular", "context", "sequence"]
-# They ask the index; the others look lists up.
-BY_INDEX: tuple[GeneratorName, ...] = ("context", "sequence")
 
 
 class Section(BaseModel):
@@ -122,7 +122,7 @@ class SequenceConfig(Section):
     layers: Positive = 2
     # Each has embedding_dim / heads dimensions.
     heads: Positive = 2
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    dropout: Dropout = 0.2
     # Learn the next watch of every moment of the history, not of the last
     # alone: some 50 labels an example.
     every_moment: bool = True
@@ -149,7 +149,7 @@ class RetrievalConfig(Section):
     hidden_units: Units = (256,)
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
-    dropout: Share = 0.5
+    dropout: Dropout = 0.5
     # `sampled`: drawn once for the batch. `list_wise`: drawn for each example,
     # `num_negatives` of its own. `in_batch`: the other labels of the global
     # batch. `mixed`: those, and `num_negatives` drawn for the batch.
@@ -250,7 +250,7 @@ class ExpertsConfig(Section):
     # In training an expert is put out of use with this probability, for each
     # request and task on its own; the others' weights are made to sum up to 1
     # again (2019, section 5: without it some gates use one expert alone).
-    gate_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    gate_dropout: Dropout = 0.1
     # Bring each expert's output to mean 0 and variance 1 before it is mixed.
     normalize: bool = False
 
@@ -268,7 +268,7 @@ class RankingConfig(Section):
     # Null: the heads read the shared layers, all tasks the same.
     experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
-    dropout: Share = 0.0
+    dropout: Dropout = 0.0
     # Learn the click's position bias in a shallow tower (2019, section 4.3).
     position_tower: bool = True
     position_dropout: Share = 0.1

@@ -1,6 +1,7 @@
 """The refit: after the epoch is chosen, validation is learnt from as well."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from beam_jobs.example_files import read_examples
 from models.retrieval import RetrievalModel
 from pipeline.cli import main
+from pipeline.run import PREPARED
 from schemas.artifacts import Artifact, ArtifactStore
 from schemas.examples import ExampleKey
 from schemas.split import DAY_US, SplitBounds
@@ -35,7 +37,7 @@ def test_a_refit_learns_from_validation_too(tmp_path: Path) -> None:
     path.write_text(CONFIG)
     refit = ("--set", "retrieval.refit_epochs=3")
 
-    def run(*arguments: str) -> None:
+    def run(*arguments: str, work: Path = work) -> None:
         options = ["--workdir", str(work), "--config", str(path)]
         assert main([*arguments, *options]) == 0
 
@@ -84,6 +86,18 @@ def test_a_refit_learns_from_validation_too(tmp_path: Path) -> None:
         for version in (chosen, model)
     )
     assert np.abs(after - before).max() > 1e-3
+
+    # Two workers go on from the same weights, on the same batches.
+    two = tmp_path / "two"
+    for stage in {*PREPARED, "events"} & {p.name for p in work.iterdir()}:
+        shutil.copytree(work / stage, two / stage)
+    run("train", "retrieval", *refit, "--num-workers", "2", work=two)
+    (both,) = ArtifactStore(str(two)).versions("retrieval_model")
+    found = json.loads(Path(both.file("history.json")).read_text())
+    for epoch, other in zip(then, found, strict=True):
+        assert epoch["train_loss"] == pytest.approx(
+            other["train_loss"], rel=1e-5
+        )
 
 
 def _rows(version: Artifact) -> np.ndarray:
