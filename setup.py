@@ -135,6 +135,7 @@ setup(
     packages=[
         "pipeline",
         "pipeline.configs",
+        "pipeline.commands",
         "pipeline.serve",
         "models",
         "beam_jobs",

@@ -26,10 +26,7 @@ from beam_jobs.retrieval_examples import (
 from beam_jobs.retrieval_labels import Labels, draw_labels
 from beam_jobs.runners import run_pipeline
 from beam_jobs.stored_requests import from_table, stored_schema
-from schemas.config import (
-    RankingExamplesConfig,
-    RetrievalExamplesConfig,
-)
+from schemas.config import RankingExamplesConfig, RetrievalExamplesConfig
 from schemas.events import EventSchema
 from schemas.features import FeatureSet, feature_set
 from schemas.requests import RawInput

@@ -25,8 +25,8 @@ from models.expert_usage import LEAST_UTILISATION, MOST_ZEROS, measure
 from models.keras_setup import tf
 from models.ranking import RankingModel
 from models.training_step import TrainingStep
-from schemas.config import ExpertsConfig, RankingConfig
 from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
+from schemas.model_config import ExpertsConfig, RankingConfig
 
 RATES = (0.0, 0.1)
 REQUESTS, CANDIDATES = 64, 4

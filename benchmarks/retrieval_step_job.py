@@ -16,8 +16,8 @@ import numpy as np
 from models.keras_setup import keras, tf
 from models.retrieval import RetrievalModel
 from models.training_step import TrainingStep
-from schemas.config import RetrievalConfig
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig
 
 BATCH, BAG, DIM, NEGATIVES = 256, 50, 256, 2000
 HIDDEN = (1024, 512)  # And the query embedding itself: 1024-512-256.

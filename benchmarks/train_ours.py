@@ -23,8 +23,8 @@ from pipeline.run import SAVED_CONFIG, Run
 from pipeline.stages import DataStages
 from pipeline.training import train
 from schemas.artifacts import ArtifactStore, join
-from schemas.config import RetrievalConfig
 from schemas.examples import retrieval_keys
+from schemas.model_config import RetrievalConfig
 
 SIZE = {
     "embedding_dim": 16,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from models.keras_setup import keras, tf
 from models.random_rows import Number, row_uniform
 from models.towers import Tower
-from schemas.config import ExpertsConfig
+from schemas.model_config import ExpertsConfig
 
 # Keeps this dropout apart from those of layers and positions.
 _SALT = 2000

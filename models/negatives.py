@@ -13,7 +13,7 @@ import numpy as np
 from models.keras_setup import tf
 from models.sampling import Negatives, Sampler, unigram_shares
 from models.softmax import Lookup, in_batch_softmax_loss, sampled_softmax_loss
-from schemas.config import RetrievalConfig
+from schemas.model_config import RetrievalConfig
 
 # Settings of `negatives` whose candidates are the batch's labels.
 _IN_BATCH = ("in_batch", "mixed")

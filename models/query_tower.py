@@ -22,9 +22,9 @@ from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf
 from models.sequence_encoder import SequenceEncoder
 from models.towers import Tower
-from schemas.config import Pooling, RetrievalConfig
 from schemas.errors import InputError
 from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
+from schemas.model_config import Pooling, RetrievalConfig
 
 AGE, HISTORY = "example_age", "watch_history"
 # The encoder's own table of videos, where it has one.

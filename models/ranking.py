@@ -24,8 +24,8 @@ from models.random_rows import row_uniform
 from models.ranking_inputs import RankingInputs, Tensors
 from models.saved_weights import read_weights, reading_model, write_model
 from models.towers import Tower
-from schemas.config import RankingConfig
 from schemas.features import FeatureSet, from_json, to_json
+from schemas.model_config import RankingConfig
 
 COUNT = "candidate_count"
 # What the position's bias depends on beside the position, as far as known.

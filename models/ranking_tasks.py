@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from models.keras_setup import tf
-from schemas.config import RankingConfig
 from schemas.events import LONGEST_WATCH_S
+from schemas.model_config import RankingConfig
 
 Objective = Literal["expected_watch_time", "paper"]
 # The head's name in `task_weights`; its output is named by the objective.

@@ -17,8 +17,8 @@ from models.keras_setup import tf, tfrs
 from models.negatives import Cases, NegativesLoss, needs_label_counts
 from models.query_tower import HISTORY, QueryTower
 from models.saved_weights import read_weights, reading_model, write_model
-from schemas.config import RetrievalConfig
 from schemas.features import FIXED_SPACES, FeatureSet, from_json, to_json
+from schemas.model_config import RetrievalConfig
 
 LABEL, WEIGHT = "label", "example_weight"
 

@@ -20,9 +20,9 @@ from models.keras_setup import tf
 from models.query_tower import space_of
 from models.retrieval import RetrievalModel
 from models.saved_weights import reading_model
-from schemas.config import RetrievalConfig
 from schemas.errors import ArtifactError
 from schemas.features import FIXED_SPACES, FeatureSet, from_json
+from schemas.model_config import RetrievalConfig
 from schemas.vocabularies import (
     Vocabulary,
     read_vocabulary,

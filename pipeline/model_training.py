@@ -42,13 +42,13 @@ from pipeline.run import Run
 from pipeline.stages import DataStages
 from pipeline.training import TrainingResult, train
 from schemas.artifacts import Artifact, digest, join
-from schemas.config import RankingConfig, RetrievalConfig
 from schemas.examples import (
     ExampleKey,
     ranking_keys,
     ranking_labels,
     retrieval_keys,
 )
+from schemas.model_config import RankingConfig, RetrievalConfig
 from schemas.vocabularies import read_vocabulary
 
 Model = Literal["retrieval", "ranking"]

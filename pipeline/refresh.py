@@ -8,8 +8,8 @@ import dataclasses
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.artifacts import MARKER, Artifact, ArtifactStore, join
-from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
+from schemas.model_config import RetrievalConfig
 from schemas.split import DAY_US, SplitBounds
 
 _STAGE = "retrieval_model"

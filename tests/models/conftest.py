@@ -20,18 +20,20 @@ from models.retrieval import RetrievalModel
 from models.serving import export_ranking, export_retrieval
 from schemas.config import (
     BeamConfig,
-    ExpertsConfig,
     GeneratorConfig,
     NormalizationConfig,
-    RankingConfig,
     RankingExamplesConfig,
-    RetrievalConfig,
     RetrievalExamplesConfig,
-    SequenceConfig,
     ServingConfig,
 )
 from schemas.events import EventSchema, ExtraColumn
 from schemas.features import FIXED_SPACES, feature_set
+from schemas.model_config import (
+    ExpertsConfig,
+    RankingConfig,
+    RetrievalConfig,
+    SequenceConfig,
+)
 from schemas.requests import raw_inputs
 from schemas.vocabularies import Vocabulary, vocabulary_files
 

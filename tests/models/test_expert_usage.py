@@ -8,8 +8,8 @@ import pytest
 from models.expert_usage import alarms, measure
 from models.keras_setup import tf
 from models.ranking import RankingModel
-from schemas.config import ExpertsConfig, RankingConfig
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import ExpertsConfig, RankingConfig
 
 FEATURES = FeatureSet(
     (

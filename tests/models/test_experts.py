@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.experts import Experts, normalized
 from models.keras_setup import keras, tf
-from schemas.config import ExpertsConfig
+from schemas.model_config import ExpertsConfig
 
 
 def make(number=3, units=(5, 4), tasks=2, inputs=6, seed=1, **changes):

@@ -19,14 +19,14 @@ from models.onnx_graphs import write_query_tower, write_ranking
 from models.pictures import draw_ranking, draw_retrieval
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
-from schemas.config import (
+from schemas.errors import ArtifactError
+from schemas.features import Feature, FeatureSet
+from schemas.model_config import (
     ExpertsConfig,
     RankingConfig,
     RetrievalConfig,
     SequenceConfig,
 )
-from schemas.errors import ArtifactError
-from schemas.features import Feature, FeatureSet
 
 SIZES = {"video": 40, "token": 9, "user_device": 3, "topic": 5}
 QUERY = (

@@ -5,9 +5,9 @@ import pytest
 
 from models.keras_setup import tf
 from models.query_tower import QueryTower, pooled
-from schemas.config import RetrievalConfig, SequenceConfig
 from schemas.errors import InputError
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig, SequenceConfig
 
 HISTORY = 8
 FEATURES = FeatureSet(

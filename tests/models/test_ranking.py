@@ -9,9 +9,9 @@ import pytest
 from models.keras_setup import keras, tf
 from models.ranking import RankingModel
 from models.ranking_inputs import embedding_dim
-from schemas.config import ExpertsConfig, RankingConfig
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import ExpertsConfig, RankingConfig
 
 C = 3  # Candidate slots per request.
 LABELS = ("clicked", "watch_time_s", "liked", "rating")

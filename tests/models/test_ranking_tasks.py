@@ -13,7 +13,7 @@ from models.ranking_tasks import (
     squared_loss,
     watch_time_loss,
 )
-from schemas.config import RankingConfig
+from schemas.model_config import RankingConfig
 
 
 def sigmoid(x):

@@ -8,13 +8,9 @@ from models.keras_setup import tf
 from models.recommender import Catalogue, RecommenderService
 from models.retrieval import RetrievalModel
 from models.serving import RankingService, RetrievalService
-from schemas.config import (
-    GeneratorConfig,
-    RetrievalConfig,
-    SequenceConfig,
-    ServingConfig,
-)
+from schemas.config import GeneratorConfig, ServingConfig
 from schemas.errors import InputError
+from schemas.model_config import RetrievalConfig, SequenceConfig
 from tests.models import conftest as small
 
 BY_SEQUENCE = ServingConfig(

@@ -7,9 +7,9 @@ import pytest
 
 from models.keras_setup import tf
 from models.retrieval import RetrievalModel
-from schemas.config import RetrievalConfig, SequenceConfig
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig, SequenceConfig
 
 FEATURES = FeatureSet(
     (

@@ -7,8 +7,8 @@ from models.keras_setup import keras, tf
 from models.optimizers import DenseAdam
 from models.retrieval import RetrievalModel
 from models.training_step import TrainingStep
-from schemas.config import RetrievalConfig
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig
 
 FEATURES = FeatureSet(
     (

@@ -15,9 +15,9 @@ from models.warm_start import (
     moved_table,
     video_groupings,
 )
-from schemas.config import RetrievalConfig
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig
 from schemas.vocabularies import Vocabulary, vocabulary_files
 
 # Row i holds i.0 and i.5, so that a row tells where it is from.

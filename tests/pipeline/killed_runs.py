@@ -29,10 +29,10 @@ from pipeline.distribution import (
     worker_rows,
 )
 from pipeline.training import train
-from schemas.config import RetrievalConfig
 from schemas.errors import WatchnextError
 from schemas.examples import retrieval_keys
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig
 
 VIDEOS = 40
 FEATURES = FeatureSet((Feature("watch_history", "bag", "query", "video", 4),))

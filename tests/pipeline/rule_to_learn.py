@@ -7,8 +7,8 @@ import numpy as np
 
 from models.keras_setup import tf
 from models.retrieval import RetrievalModel
-from schemas.config import RetrievalConfig
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import RetrievalConfig
 
 VIDEOS, BATCH = 40, 32
 FEATURES = FeatureSet((Feature("watch_history", "bag", "query", "video", 4),))

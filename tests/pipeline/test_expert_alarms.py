@@ -10,8 +10,9 @@ from models.keras_setup import tf
 from models.ranking import RankingModel
 from pipeline import model_training
 from pipeline.model_training import Trainer, Workers
-from schemas.config import Config, ExpertsConfig, RankingConfig
+from schemas.config import Config
 from schemas.features import Feature, FeatureSet
+from schemas.model_config import ExpertsConfig, RankingConfig
 
 FEATURES = FeatureSet(
     (

@@ -29,7 +29,7 @@ import numpy as np
 from models.embeddings import local_component
 from models.retrieval import RetrievalModel
 from models.training_step import TrainingStep
-from schemas.config import RetrievalConfig
+from schemas.model_config import RetrievalConfig
 from schemas.features import Feature, FeatureSet
 
 features = FeatureSet((Feature("watch_history", "bag", "query", "video", 4),))

@@ -11,9 +11,9 @@ from models.retrieval import RetrievalModel
 from pipeline.cli import main
 from pipeline.refresh import gentler, last_days_since_us
 from schemas.artifacts import Artifact, ArtifactStore
-from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
 from schemas.examples import ExampleKey
+from schemas.model_config import RetrievalConfig
 from schemas.split import DAY_US, SplitBounds
 
 BOUNDS = SplitBounds("time", 100, 3 * DAY_US, 4 * DAY_US, 0.0)

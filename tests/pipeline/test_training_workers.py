@@ -49,7 +49,7 @@ from models.lanes import training_dataset
 from models.optimizers import table_optimizer
 from models.retrieval import FullSoftmaxModel, RetrievalModel
 from pipeline.training_report import TrainingReport
-from schemas.config import RetrievalConfig
+from schemas.model_config import RetrievalConfig
 from schemas.examples import retrieval_keys
 from schemas.features import from_json
 

@@ -24,13 +24,9 @@ from pipeline.publishing import publish
 from pipeline.run import PREPARED, Run
 from pipeline.stages import DataStages
 from schemas.artifacts import ArtifactStore, stage_key
-from schemas.config import (
-    Config,
-    RankingConfig,
-    RetrievalConfig,
-    ServingConfig,
-)
+from schemas.config import Config, ServingConfig
 from schemas.examples import ranking_keys, ranking_labels, retrieval_keys
+from schemas.model_config import RankingConfig, RetrievalConfig
 from schemas.requests import raw_inputs
 from tests.serving import c_client
 from tests.serving.front_end import (
