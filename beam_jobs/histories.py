@@ -1,10 +1,11 @@
 """What a user had done before a moment: the raw request, rebuilt from a log.
 
 For an anchor (user, time t) only events strictly before t exist. A watch is
-in the history from its start; its watch time is known once it has been spent
-(start + watch time <= t). What comes out are the very tensors that serving
-receives (`schemas/requests.py`), for many anchors at once: positions by one
-binary search over (user, time) keys, values by gathers.
+in the history from its start; its watch time, and whether it was completed,
+are known once it has been spent (start + watch time <= t). What comes out are
+the very tensors that serving receives (`schemas/requests.py`), for many anchors
+at once: positions by one binary search over (user, time) keys, values by
+gathers.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ _HISTORIES = {
     "impression": ("impressions", "impression_history_"),
     "search": ("searches", "search_"),
 }
+# What is NaN while a watch goes on.
+_KNOWN_AT_END = ("watch_history_watch_time_s", "watch_history_completed")
 
 
 class TimeIndex:
@@ -144,7 +147,7 @@ class RawRequests:
             else:
                 rows = recent[raw.axis]
                 values = self._columns[raw.name][rows]
-                if raw.name == "watch_history_watch_time_s":
+                if raw.name in _KNOWN_AT_END:
                     going_on = self._watch_end_us[rows] > times_us[:, None]
                     values[going_on] = np.nan
                 request[raw.name] = values

@@ -184,6 +184,11 @@ class _Request:
         times = self._raw["watch_history_watch_time_s"]
         return tf.where(tf.math.is_nan(times), tf.zeros_like(times), times)
 
+    @property
+    def completed(self) -> tf.Tensor:
+        """float32 [B, H]: 1, 0, or NaN where it is not known (yet)."""
+        return self._raw["watch_history_completed"]
+
     def search_tokens(
         self, lookup: Lookup, *, newest_only: bool
     ) -> tf.RaggedTensor:
@@ -330,6 +335,14 @@ def _click_share(request: _Request) -> tf.Tensor:
     return _count(latest & tf.reduce_any(since, axis=2)) / _count(latest)
 
 
+def _completed_share(request: _Request) -> tf.Tensor:
+    """Share of the watches of known outcome that were completed, [B]."""
+    completed = request.completed
+    known = ~tf.math.is_nan(completed) & request.present("watch")
+    # 0 / 0 is NaN: missing.
+    return _count(known & (completed > 0.5)) / _count(known)
+
+
 def _video_age_days(request: _Request) -> tf.Tensor:
     uploads = request.videos.column("upload_time_us", request.candidate_rows)
     age_days = seconds(request.time_us[:, None] - uploads) / 86_400
@@ -340,6 +353,7 @@ _FORMULAS: dict[str, Callable[[_Request], tf.Tensor]] = {
     "recent_watches": lambda r: _count(r.present("watch")),
     "recent_impressions": lambda r: _count(r.present("impression")),
     "recent_click_share": _click_share,
+    "recent_completed_share": _completed_share,
     "recent_watch_time_s": lambda r: _sum(r.present("watch"), r.watch_time_s),
     "time_since_last_watch_s": lambda r: _least(
         r.present("watch"), r.age_s("watch")

@@ -51,7 +51,10 @@ class StateSchema:
         """The state of a log."""
         named = schema.has("impressions", "request_id")
         names = {
-            "watches": ("user_id", "video_id", "event_time_us", "watch_time_s"),
+            "watches": (
+                *("user_id", "video_id", "event_time_us", "watch_time_s"),
+                "completed",
+            ),
             "searches": ("user_id", "query", "event_time_us"),
             "impressions": (
                 *("user_id", "video_id", "event_time_us"),
@@ -116,7 +119,7 @@ class UserState:
         tables, codes = dict(day.tables), dict(day.user_codes)
         for table, carried in self.tables.items():
             rows = pa.concat_tables(
-                [_marked(table, carried), day.tables[table]],
+                [_marked(carried), day.tables[table]],
                 promote_options="default",
             )
             found = pc.index_in(
@@ -212,14 +215,10 @@ def _seen_by(
     return np.cumsum(steps)[:-1] > 0
 
 
-def _marked(table: str, carried: pa.Table) -> pa.Table:
-    """Carried rows in no part, and, of watches, never labels."""
-    marks = {PART: np.full(carried.num_rows, CARRIED, np.int8)}
-    if table == "watches":
-        marks["completed"] = np.zeros(carried.num_rows, bool)
-    for name, values in marks.items():
-        carried = carried.append_column(name, pa.array(values))
-    return carried
+def _marked(carried: pa.Table) -> pa.Table:
+    """Carried rows in no part: never labels."""
+    marks = np.full(carried.num_rows, CARRIED, np.int8)
+    return carried.append_column(PART, pa.array(marks))
 
 
 def _path(folder: str, table: str, shard: int, shards: int) -> str:

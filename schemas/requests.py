@@ -107,6 +107,8 @@ def raw_inputs(
     ) -> None:
         add(name, dtype, axis, inner, ranking_only=True)
 
+    # 1 or 0; NaN while the watch goes on.
+    rank("watch_history_completed", "float32", "watch")
     rank("impression_history_video_id", "string", "impression")
     rank("impression_history_event_time_us", "int64", "impression")
     rank("surface", "string")

@@ -160,6 +160,8 @@ class Log:
             request["watch_history_event_time_us"][0, slot] = at_us
             if lasts is not None:
                 request["watch_history_watch_time_s"][0, slot] = lasts
+            if "watch_history_completed" in request:
+                request["watch_history_completed"][0, slot] = 1.0
 
     def _filled(
         self, request: Mapping[str, np.ndarray]

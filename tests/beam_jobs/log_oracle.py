@@ -145,6 +145,14 @@ class Log:
                 math.nan,
                 history,
             ),
+            "watch_history_completed": padded(
+                [
+                    float(w.completed) if w.end_us <= now_us else math.nan
+                    for w in watches
+                ],
+                math.nan,
+                history,
+            ),
             "search_query": padded(
                 [s.query.encode() for s in asked], b"", searches
             ),

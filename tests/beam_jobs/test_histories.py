@@ -176,6 +176,10 @@ def test_strictly_before_and_watch_time_once_spent() -> None:
         request["watch_history_watch_time_s"][:, 0],
         np.float32([np.nan, np.nan, np.nan, 30.0]),
     )
+    np.testing.assert_array_equal(
+        request["watch_history_completed"][:, 0],
+        np.float32([np.nan, np.nan, np.nan, 1.0]),
+    )
     assert watch_end_us(shard).tolist() == [130_000_000, 0]
 
 

@@ -167,6 +167,8 @@ def random_requests(seed: int, requests: int = 4) -> dict[str, np.ndarray]:
         spent = rng.choice([0.5, 7.25, np.nan], H)
         used = int((raw["watch_history_video_id"][row] != b"").sum())
         raw["watch_history_watch_time_s"][row, :used] = spent[:used]
+        ended = rng.choice([0.0, 1.0, np.nan], H)
+        raw["watch_history_completed"][row, :used] = ended[:used]
         shown = int(rng.integers(1, C + 1))
         raw["candidate_video_id"][row, :shown] = rng.choice(ids, shown)
         raw["candidate_seed_video_id"][row, :shown] = rng.choice(ids, shown)
@@ -262,7 +264,15 @@ class Reader:
             any(w == video and time <= t for w, t, _ in watched)
             for video, time in latest.items()
         ]
+        ended = [
+            c
+            for c in self.raw["watch_history_completed"][: len(watched)]
+            if not math.isnan(c)
+        ]
         return {
+            "recent_completed_share": sum(ended) / len(ended)
+            if ended
+            else math.nan,
             "recent_watches": len(watched),
             "recent_impressions": len(shown),
             "recent_watch_time_s": sum(s for _, _, s in watched),
