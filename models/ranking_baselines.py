@@ -1,51 +1,24 @@
 """What a ranking model should beat: popularity, a linear model, trees.
 
-All see of an impression what the ranking model sees, its transformed features,
-in one table: numbers and single ids; bags of ids are left out, as trees take
-none. The learned ones predict clicks and watch time, clicked or not.
+All see of an impression what the ranking model sees of it, in one table (see
+`models.ranking_table`). The learned ones predict clicks and watch time, clicked
+or not.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
 
+from models.boosted_trees import BoostedTrees, Objective
 from models.ranking_predictions import of_impressions
-from schemas.errors import UsageError
+from models.ranking_table import Table
 from schemas.events import LONGEST_WATCH_S
-from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
-from schemas.hashing import uniform
 
 Outputs = dict[str, np.ndarray]
 # Impressions of an average video that are added to each video's.
 _PRIOR_IMPRESSIONS = 20.0
-_IS_MISSING = CONTINUOUS_WIDTH - 1
-_ROUNDS, _PATIENCE = 500, 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Impressions as rows.
-
-    Attributes:
-      columns: feature -> float32 [n] normalised values, NaN where missing, or
-        int64 [n] ids.
-      clicked, watch_time_s: float32 [n], NaN where the log does not tell.
-    """
-
-    columns: Mapping[str, np.ndarray]
-    clicked: np.ndarray
-    watch_time_s: np.ndarray
-
-    def matrix(self) -> np.ndarray:
-        """All columns, float32 [n, columns]: exact for ids below 2^24."""
-        return np.stack(list(self.columns.values()), axis=1, dtype=np.float32)
-
-    def ids(self) -> list[str]:
-        """Names of the columns that are ids."""
-        return [n for n, c in self.columns.items() if c.dtype == np.int64]
 
 
 class Baseline(Protocol):
@@ -53,50 +26,6 @@ class Baseline(Protocol):
 
     def outputs(self, table: Table) -> Outputs:
         """`score`, `clicked` and, if known, `expected_watch_time_s`, [n]."""
-
-
-def columns_of(features: FeatureSet) -> tuple[Feature, ...]:
-    """The features of a `Table`."""
-    scopes = features.select("query", "request", "candidate")
-    return tuple(f for f in scopes if f.kind != "bag")
-
-
-def read_table(
-    batches: Iterable[Mapping[str, Any]],
-    features: Sequence[Feature],
-    share: float = 1.0,
-) -> Table:
-    """Reads ranking examples.
-
-    Args:
-      batches: tensors of `ranking_keys`.
-      features: the columns, none of them a bag.
-      share: take this share of the requests, chosen by stable hash.
-
-    Raises:
-      ValueError: no impression is taken.
-    """
-    parts: dict[str, list[np.ndarray]] = {}
-    for batch in batches:
-        values: dict[str, Any] = {f.name: _column(batch, f) for f in features}
-        values |= {n: batch[n] for n in ("clicked", "watch_time_s")}
-        chosen = uniform(0, np.asarray(batch["request_key"])) < share
-        values["chosen"] = chosen
-        flat = dict(of_impressions(batch, values))
-        kept = flat.pop("chosen")
-        for name, value in flat.items():
-            parts.setdefault(name, []).append(value[kept])
-    columns = {name: np.concatenate(part) for name, part in parts.items()}
-    if not columns or not len(columns["clicked"]):
-        raise ValueError(
-            "Expected ranking examples with impressions, received none. Check "
-            "the interval and evaluation.ranking_baseline_impressions."
-        )
-    return Table(
-        columns=columns,
-        clicked=columns.pop("clicked"),
-        watch_time_s=columns.pop("watch_time_s"),
-    )
 
 
 class Popularity:
@@ -141,11 +70,13 @@ class LinearRanking:
     def __init__(self, table: Table) -> None:
         self._sizes = {n: int(table.columns[n].max()) for n in table.ids()}
         inputs = self._inputs(table)
-        known = np.isfinite(table.clicked)
-        self._click = _fitted(inputs[known], table.clicked[known] > 0.5)
-        watched = np.nan_to_num(table.watch_time_s.astype(np.float64))
+        known = np.isfinite(table.labels["clicked"])
+        self._click = _fitted(
+            inputs[known], table.labels["clicked"][known] > 0.5
+        )
+        watched = np.nan_to_num(table.labels["watch_time_s"].astype(np.float64))
         self._unit_s = max(float(watched.mean()), 1e-6)
-        told = np.isfinite(table.watch_time_s)
+        told = np.isfinite(table.labels["watch_time_s"])
         positive = watched > 0.0
         self._seconds = _fitted(
             sparse.vstack([inputs[positive], inputs[told]], format="csr"),
@@ -181,67 +112,25 @@ class LinearRanking:
 
 
 class LightGbm:
-    """Gradient boosted trees by LightGBM: clicks, and watch time (Tweedie).
-
-    The Tweedie loss estimates a mean of amounts of which many are zero. The
-    number of trees is chosen on validation.
+    """Gradient boosted trees: clicks, and watch time by the Tweedie loss.
 
     Raises:
       UsageError: LightGBM is not installed.
     """
 
     def __init__(self, table: Table, valid: Table, seed: int) -> None:
-        self._lightgbm = _import_lightgbm()
-        self._click = self._fit(table, valid, "clicked", "binary", seed)
-        self._seconds = self._fit(table, valid, "watch_time_s", "tweedie", seed)
+        self._click, self._seconds = (
+            BoostedTrees(table, valid, objective, seed)
+            for objective in (
+                Objective("binary", "clicked"),
+                Objective("tweedie", "watch_time_s"),
+            )
+        )
 
     def outputs(self, table: Table) -> Outputs:
-        matrix = table.matrix()
         return _by_seconds(
-            self._click.predict(matrix), self._seconds.predict(matrix)
+            self._click.predict(table), self._seconds.predict(table)
         )
-
-    def _fit(
-        self, table: Table, valid: Table, label: str, objective: str, seed: int
-    ) -> Any:
-        parameters = {
-            "objective": objective,
-            "learning_rate": 0.05,
-            "num_leaves": 63,
-            "seed": seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "verbosity": -1,
-        }
-        sets: list[Any] = []
-        for part in (table, valid):
-            y = getattr(part, label)
-            known = np.isfinite(y)
-            sets.append(
-                self._lightgbm.Dataset(
-                    part.matrix()[known],
-                    y[known],
-                    feature_name=list(part.columns),
-                    categorical_feature=part.ids(),
-                    reference=sets[0] if sets else None,
-                )
-            )
-        return self._lightgbm.train(
-            parameters,
-            sets[0],
-            _ROUNDS,
-            valid_sets=sets[1:],
-            callbacks=[self._lightgbm.early_stopping(_PATIENCE, verbose=False)],
-        )
-
-
-def _column(batch: Mapping[str, Any], feature: Feature) -> np.ndarray:
-    """A feature's column, [B] or [B, C]."""
-    values = np.asarray(batch[feature.name])
-    if feature.kind == "categorical":
-        return values
-    missing = values[..., _IS_MISSING] > 0.5
-    return np.where(missing, np.float32(np.nan), values[..., 0])
 
 
 def _by_seconds(clicked: np.ndarray, seconds: np.ndarray) -> Outputs:
@@ -260,16 +149,3 @@ def _fitted(
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=200).fit(inputs, label, weight)
-
-
-def _import_lightgbm() -> Any:
-    try:
-        import lightgbm
-    except (ImportError, OSError) as error:
-        # An OSError is a library of the system, such as libgomp.
-        raise UsageError(
-            f"The baseline 'lightgbm' cannot be loaded: {error}. Install it "
-            "by `pip install 'watchnext[lightgbm]'`, or leave it out of "
-            "evaluation.ranking_baselines."
-        ) from error
-    return lightgbm

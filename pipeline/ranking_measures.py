@@ -10,10 +10,11 @@ from typing import Any
 from models import ranking_baselines, ranking_evaluation
 from models.inputs import dataset
 from models.ranking import RankingModel
-from models.ranking_baselines import Baseline, Table
+from models.ranking_baselines import Baseline
 from models.ranking_evaluation import Details
 from models.ranking_predictions import Predictions
 from models.ranking_slices import VideoFacts
+from models.ranking_table import LABELS, Table, columns_of, read_table
 from pipeline.console import say
 from pipeline.model_training import Trainer
 from pipeline.video_columns import video_column
@@ -22,7 +23,7 @@ from schemas.examples import ranking_keys
 from schemas.vocabularies import read_vocabulary
 
 _BATCH = 1024
-_ABOUT = ("request_key", "candidate_count", "clicked", "watch_time_s")
+_ABOUT = ("request_key", "candidate_count", "clicked")
 Batches = Iterable[Mapping[str, Any]]
 
 
@@ -65,6 +66,17 @@ class RankingMeasures:
             values |= self._measure(beside, "baselines.click_model.")
         return values
 
+    def table(self, part: str, labels: Sequence[str] = LABELS) -> Table:
+        """Impressions as rows: all of the test, else what is learnt from."""
+        columns = columns_of(self._data.features)
+        share = 1.0
+        if part != "test":
+            most = self._data.run.config.evaluation.ranking_baseline_impressions
+            counts = self._data.ranking_examples().counts
+            share = most / max(counts[f"{part}_candidates"], 1)
+        keys = (*_ABOUT, *labels, *(f.name for f in columns))
+        return read_table(self._batches(part, keys), columns, share, labels)
+
     def _predict(self, model: RankingModel) -> Predictions:
         return self._trainer.predict_ranking(
             model, self._data.ranking_holdout(), "test", detailed=True
@@ -79,7 +91,7 @@ class RankingMeasures:
         values: dict[str, float] = {}
         if not self._names:
             return values
-        test = self._table("test")
+        test = self.table("test")
         for name in self._names:
             say(f"  measuring baselines.{name}.ranking")
             outputs = self._build(name).outputs(test)
@@ -103,24 +115,11 @@ class RankingMeasures:
             counted = self._batches("train", ("video", *_ABOUT))
             return ranking_baselines.Popularity(counted, self._videos.size)
         if name == "logistic_regression":
-            return ranking_baselines.LinearRanking(self._table("train"))
+            return ranking_baselines.LinearRanking(self.table("train"))
         return ranking_baselines.LightGbm(
-            self._table("train"),
-            self._table("valid"),
+            self.table("train"),
+            self.table("valid"),
             self._data.run.config.seed,
-        )
-
-    def _table(self, part: str) -> Table:
-        """All of the test, else as much as is learnt from."""
-        columns = ranking_baselines.columns_of(self._data.features)
-        share = 1.0
-        if part != "test":
-            most = self._data.run.config.evaluation.ranking_baseline_impressions
-            counts = self._data.ranking_examples().counts
-            share = most / max(counts[f"{part}_candidates"], 1)
-        keys = (*_ABOUT, *(f.name for f in columns))
-        return ranking_baselines.read_table(
-            self._batches(part, keys), columns, share
         )
 
     def _batches(self, part: str, names: Sequence[str]) -> Batches:

@@ -5,13 +5,13 @@ import sys
 import numpy as np
 import pytest
 
+from models.boosted_trees import BoostedTrees, Objective
 from models.ranking_baselines import (
     LightGbm,
     LinearRanking,
     Popularity,
-    Table,
-    read_table,
 )
+from models.ranking_table import LABELS, Table, read_table
 from schemas.errors import UsageError
 from schemas.features import Feature
 
@@ -40,7 +40,7 @@ def test_the_table_has_a_row_an_impression():
     table = read_table([BATCH, BATCH], FEATURES)
     nan = np.nan
     np.testing.assert_array_equal(
-        table.matrix(),
+        table.matrix(list(table.columns)),
         np.tile(
             np.array(
                 [[3, 0.5, 1, 0.1], [3, 0.5, 2, nan], [0, nan, 1, 0.3]], "f4"
@@ -50,8 +50,9 @@ def test_the_table_has_a_row_an_impression():
     )
     assert list(table.columns) == [f.name for f in FEATURES]
     assert table.ids() == ["surface", "video"]
-    np.testing.assert_array_equal(table.clicked, [1, 0, 1, 1, 0, 1])
-    np.testing.assert_array_equal(table.watch_time_s, [60, 0, nan, 60, 0, nan])
+    clicked, seconds = table.labels.values()
+    np.testing.assert_array_equal(clicked, [1, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(seconds, [60, 0, nan, 60, 0, nan])
     with pytest.raises(ValueError, match="received none"):
         read_table([BATCH], FEATURES, share=0.0)
 
@@ -63,11 +64,11 @@ def test_a_share_takes_whole_requests():
         "request_key": keys,
     }
     table = read_table([batch], FEATURES, share=0.3)
-    assert len(table.clicked) % 2 == 0
-    assert 500 < len(table.clicked) < 700
+    assert len(table.labels["clicked"]) % 2 == 0
+    assert 500 < len(table.labels["clicked"]) < 700
     # A larger share has all that a smaller has.
     more = read_table([batch], FEATURES, share=0.6)
-    assert len(more.clicked) > len(table.clicked)
+    assert len(more.labels["clicked"]) > len(table.labels["clicked"])
 
 
 def test_popularity_by_hand():
@@ -82,9 +83,7 @@ def test_popularity_by_hand():
     # Never shown, or out of vocabulary: the mean.
     unseen = {"video": np.array([3, 0])}
     np.testing.assert_allclose(
-        popularity.outputs(Table(unseen, table.clicked, table.clicked))[
-            "clicked"
-        ],
+        popularity.outputs(Table(unseen, table.labels))["clicked"],
         2 / 3,
     )
 
@@ -97,7 +96,8 @@ def learnable(rng, count):
     clicked = rng.random(count) < np.where(kind == 1, 0.6, 0.2)
     seconds = clicked * rng.exponential(np.where(kind == 1, 80.0, 20.0))
     columns = {"kind": kind + 1, "noise": x}
-    return Table(columns, clicked.astype("f4"), seconds.astype("f4"))
+    labels = clicked.astype("f4"), seconds.astype("f4")
+    return Table(columns, dict(zip(LABELS, labels, strict=True)))
 
 
 def check(baseline, rel):
@@ -113,7 +113,7 @@ def check(baseline, rel):
     )
     # An id that was not there in training is no error.
     unseen = {**test.columns, "kind": np.full(4000, 99)}
-    strange = baseline.outputs(Table(unseen, test.clicked, test.clicked))
+    strange = baseline.outputs(Table(unseen, test.labels))
     assert np.isfinite(strange["score"]).all()
 
 
@@ -140,3 +140,22 @@ def test_without_lightgbm_its_extra_is_named(monkeypatch):
     table = learnable(np.random.default_rng(0), 50)
     with pytest.raises(UsageError, match=r"watchnext\[lightgbm\]"):
         LightGbm(table, table, seed=1)
+
+
+def test_trees_weigh_clicks_by_seconds_and_learn_no_single_ids():
+    """Odds of the weighted regression: sum T (clicked) / not clicked."""
+    pytest.importorskip("lightgbm", exc_type=(ImportError, OSError))
+    rng = np.random.default_rng(0)
+    train, valid = learnable(rng, 8000), learnable(rng, 4000)
+    for table in (train, valid):
+        # 1,000 ids that say nothing.
+        count = len(table.labels["clicked"])
+        table.columns["video"] = rng.integers(1, 1001, count)
+    weighted = Objective("binary", "clicked", weight="watch_time_s")
+    trees = BoostedTrees(train, valid, weighted, seed=1)
+    assert trees.columns == ["kind", "noise"]
+    probability = trees.predict(valid)
+    for kind, clicked, seconds in ((1, 0.2, 20.0), (2, 0.6, 80.0)):
+        found = probability[valid.columns["kind"] == kind].mean()
+        odds = clicked * seconds / (1.0 - clicked)
+        assert found / (1.0 - found) == pytest.approx(odds, rel=0.25)
