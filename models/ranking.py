@@ -10,12 +10,14 @@ watch time, the probability of each binary task, and one score per candidate
 
 N counts the batch's impressions without padding. What belongs to a request
 costs once a request, however many candidates it has. Between the shared layers
-and the heads there may be a mixture of experts: see `models.experts`.
+and the heads there may be a mixture of experts (`models.experts`); beside all
+layers, crossed features may add to the heads' logits (`models.crosses`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 from models import ranking_tasks
+from models.crosses import Crosses
 from models.experts import Experts
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import keras, tf, tfrs
@@ -50,6 +52,7 @@ class RankingModel(tfrs.Model):
       ValueError: a space without a size, no candidate features, or a task,
         weight or score that names what does not exist.
     """
+      UsageError: a cross of the wide part likewise.
 
     def __init__(
         self,
@@ -93,6 +96,15 @@ class RankingModel(tfrs.Model):
         start = initial_bias or {}
         self.head.bias.assign([start.get(h, 0.0) for h in self.heads])
         self.position_bias: PositionBias | None = None
+        self.wide: Crosses | None = None
+        if config.wide:
+            self.wide = Crosses(
+                features,
+                self._inputs.sizes,
+                config.wide,
+                config.wide_buckets,
+                len(self.heads),
+            )
         if positions and config.position_tower and "clicked" in self.heads:
             devices, surfaces = map(self._inputs.terms, _PLACE)
             self.position_bias = PositionBias(
@@ -107,7 +119,8 @@ class RankingModel(tfrs.Model):
     @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
         """Variables whose rows are updated sparsely."""
-        return self.embeddings.table_variables
+        wide = () if self.wide is None else self.wide.table_variables
+        return (*self.embeddings.table_variables, *wide)
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
@@ -254,6 +267,8 @@ class RankingModel(tfrs.Model):
         if self.experts is not None:
             parts["experts"] = self.experts
         if self.position_bias is not None:
+        if self.wide is not None:
+            parts["wide"] = self.wide
             parts["position_bias"] = self.position_bias
         return parts
 
@@ -290,6 +305,8 @@ class RankingModel(tfrs.Model):
         return dict(zip(self.heads, by_head, strict=True))
 
     def _shared(
+        if self.wide is not None:
+            logits += self.wide(features, slots)
         self, features: Tensors, slots: tf.Tensor, drop: Drop
     ) -> tf.Tensor:
         """The shared layers' output, float32 [N, U]."""

@@ -139,6 +139,11 @@ class RankingConfig(Section):
     experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
     dropout: Dropout = 0.0
+    # The wide part (Cheng et al. 2016): crosses of categorical features, such
+    # as [[user_device, surface]], each with weights of its own in the logits.
+    wide: tuple[tuple[str, ...], ...] = ()
+    # Most rows of a cross's table; beyond it combinations share rows.
+    wide_buckets: Positive = 2**18
     # Learn the click's position bias in a shallow tower (2019, section 4.3).
     position_tower: bool = True
     position_dropout: Share = 0.1
