@@ -150,11 +150,13 @@ class _Run:
         with strategy.scope():
             self.model = model = build_model()
             self._steps = DistributedSteps(model, config, strategy, total_steps)
+            scale = self._steps.loss_scale
         tracked = tf.train.Checkpoint(
             tables=list(model.table_variables),
             dense=list(model.dense_variables),
             table_optimizer=self._steps.optimizers[0],
             dense_optimizer=self._steps.optimizers[1],
+            **({"loss_scale": scale} if scale is not None else {}),
         )
         self._checkpoints = Checkpoints(self._path("checkpoints"), tracked)
 
