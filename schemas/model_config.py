@@ -143,7 +143,7 @@ class RankingConfig(Section):
     max_embedding_dim: Positive = 32
     dropout: Dropout = 0.0
     # Of the ReLU layers in training; weights, heads, losses and all that is
-    # evaluated or served are float32. For accelerators: CPUs are slower by it.
+    # evaluated or served are float32. Most CPUs are slower by it.
     precision: Precision = "float32"
     # The wide part (Cheng et al. 2016): crosses of categorical features, such
     # as [[user_device, surface]], each with weights of its own in the logits.
