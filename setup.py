@@ -85,6 +85,10 @@ ONNX = [
 # for it need no second learner. From 4.6 on it works with scikit-learn 1.6.
 LIGHTGBM = ["lightgbm>=4.6,<5"]
 
+# For `watchnext tune`. Ask and tell, pruning and a journal to resume from,
+# round any training; keras-tuner wants to build and fit a Keras model itself.
+TUNE = ["optuna>=5,<6"]
+
 EXTRAS_REQUIRE = {
     # Dataflow, and gs:// for Beam. TensorFlow 2.21 reads gs:// by itself:
     # tensorflow-io-gcs-filesystem 0.37.1 does not even load beside it.
@@ -96,9 +100,11 @@ EXTRAS_REQUIRE = {
     "tpu": ["libtpu>=0.0.52,<0.1"],
     "onnx": ONNX,
     "lightgbm": LIGHTGBM,
+    "tune": TUNE,
     "test": [
         *ONNX,
         *LIGHTGBM,
+        *TUNE,
         # Runs what was converted, beside TensorFlow. The marker is for the
         # lock, which looks at Pythons that this one has no wheel for.
         "onnxruntime>=1.24,<2; python_version < '3.14'",
@@ -146,7 +152,7 @@ setup(
     # wheel they travel inside `pipeline` (see pipeline/shipped.py).
     package_dir={"pipeline.configs": "configs"},
     package_data={
-        "pipeline.configs": ["*.yaml", "mappings/*.yaml"],
+        "pipeline.configs": ["*.yaml", "mappings/*.yaml", "tuning/*.yaml"],
         "pipeline.serve": ["page.html"],
     },
     install_requires=INSTALL_REQUIRES,

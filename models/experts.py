@@ -18,6 +18,7 @@ reach a task ("polarised"). Gate dropout makes that rarer: see `kept`.
 from collections.abc import Callable, Sequence
 
 from models.keras_setup import keras, tf
+from models.precision import dense
 from models.random_rows import Number, row_uniform
 from models.towers import Tower
 from schemas.model_config import ExpertsConfig
@@ -66,7 +67,10 @@ class Experts(tf.Module):
         return self.towers[0].output_dim
 
     def outputs(
-        self, x: tf.Tensor, drop: Callable[[tf.Tensor, int], tf.Tensor]
+        self,
+        x: tf.Tensor,
+        drop: Callable[[tf.Tensor, int], tf.Tensor],
+        dtype: tf.DType = tf.float32,
     ) -> list[tf.Tensor]:
         """Returns each expert's last layer, E of float32 [N, D].
 
@@ -74,13 +78,15 @@ class Experts(tf.Module):
           x: float32 [N, U].
           drop: applied after each layer, to its output and its number among
             all layers of all experts.
+          dtype: what the layers compute in.
         """
         found = []
         for e, tower in enumerate(self.towers):
             hidden = x
             for i, layer in enumerate(tower.layers):
-                hidden = drop(layer(hidden), e * len(tower.layers) + i)
-            found.append(hidden)
+                hidden = dense(layer, hidden, dtype)
+                hidden = drop(hidden, e * len(tower.layers) + i)
+            found.append(tf.cast(hidden, tf.float32))
         return found
 
     def weights(self, x: tf.Tensor, kept: tf.Tensor | None = None) -> tf.Tensor:

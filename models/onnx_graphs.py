@@ -70,7 +70,13 @@ def _write(
     path: str,
 ) -> None:
     onnx, tf2onnx = _libraries()
-    variables = [*model.embeddings.table_variables, *model.dense_variables]
+    # Of retrieval without the output embeddings, which are the index's.
+    tables = (
+        model.table_variables
+        if isinstance(model, RankingModel)
+        else model.embeddings.table_variables
+    )
+    variables = [*tables, *model.dense_variables]
     size = sum(v.dtype.size * v.shape.num_elements() for v in variables)
     if size > _MOST_BYTES:
         raise ArtifactError(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from models.embeddings import local_component
 from models.keras_setup import keras, tf
+from models.loss_scale import Skipping
 from models.rows import gathered, in_xla, merge_rows
 
 
@@ -41,7 +42,7 @@ def table_optimizer(
     )
 
 
-class RowOptimizer(keras.optimizers.Optimizer):
+class RowOptimizer(Skipping):
     """Base of the row rules: merges rows, then updates row by row."""
 
     def __init__(self, learning_rate: float, name: str) -> None:
@@ -100,9 +101,7 @@ class RowwiseAdagrad(RowOptimizer):
         ]
         self._built = True
 
-    def update_step(
-        self, gradient: tf.IndexedSlices, variable: tf.Variable
-    ) -> None:
+    def change(self, gradient: tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates the gradient's rows of one table."""
         rows, values = gradient.indices, gradient.values
         accumulator = self._slots(self._accumulators, variable)
@@ -148,9 +147,7 @@ class LazyAdam(RowOptimizer):
         self._counts = [add(v, "updates", v.shape[:1]) for v in var_list]
         self._built = True
 
-    def update_step(
-        self, gradient: tf.IndexedSlices, variable: tf.Variable
-    ) -> None:
+    def change(self, gradient: tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates the gradient's rows of one table."""
         rows, values = gradient.indices, gradient.values
         firsts = self._slots(self._firsts, variable)
@@ -174,7 +171,7 @@ class LazyAdam(RowOptimizer):
         _subtract(variable, rows, change)
 
 
-class DenseAdam(keras.optimizers.Adam):
+class DenseAdam(Skipping, keras.optimizers.Adam):
     """Adam for weights that every step updates as a whole.
 
     The rule and the state are those of the base class; here one fused
@@ -190,7 +187,7 @@ class DenseAdam(keras.optimizers.Adam):
         kwargs.setdefault("jit_compile", False)
         super().__init__(learning_rate, name=name, **kwargs)
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+    def change(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Updates one variable by its dense gradient."""
         index = self._index_dict[self._var_key(variable)]
         step = tf.cast(self.iterations + 1, tf.float32)

@@ -94,6 +94,9 @@ def draw_ranking(model: RankingModel, paths: Sequence[str]) -> None:
         layers.append(_experts(model.experts))
     into, tasks = model.head.kernel.shape
     layers.append(Box("layer", ("heads", f"{into} -> {tasks}")))
+    if model.wide is not None:
+        crosses = [f"{n}, {r:,} rows" for n, r in model.wide.rows.items()]
+        layers.append(Box("layer", ("+ wide part", *crosses)))
     _draw("Ranking network", inputs, layers, outputs, paths)
 
 

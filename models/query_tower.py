@@ -20,6 +20,7 @@ import numpy as np
 from models.embeddings import EmbeddingTables
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf
+from models.precision import compute_dtype
 from models.sequence_encoder import SequenceEncoder
 from models.towers import Tower
 from schemas.errors import InputError
@@ -156,6 +157,7 @@ class QueryTower(tf.Module):
             training=training,
             step=step,
             first_row=first_row,
+            dtype=compute_dtype(self.config.precision, training),
         )
         return tf.concat([towered, *encoded], axis=2)
 

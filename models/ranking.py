@@ -10,16 +10,19 @@ watch time, the probability of each binary task, and one score per candidate
 
 N counts the batch's impressions without padding. What belongs to a request
 costs once a request, however many candidates it has. Between the shared layers
-and the heads there may be a mixture of experts: see `models.experts`.
+and the heads there may be a mixture of experts (`models.experts`); beside all
+layers, crossed features may add to the heads' logits (`models.crosses`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 from models import ranking_tasks
+from models.crosses import Crosses
 from models.experts import Experts
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import keras, tf, tfrs
 from models.position_bias import PositionBias
+from models.precision import compute_dtype, dense
 from models.random_rows import row_uniform
 from models.ranking_inputs import RankingInputs, Tensors
 from models.saved_weights import read_weights, reading_model, write_model
@@ -49,6 +52,7 @@ class RankingModel(tfrs.Model):
     Raises:
       ValueError: a space without a size, no candidate features, or a task,
         weight or score that names what does not exist.
+      UsageError: a cross of the wide part likewise.
     """
 
     def __init__(
@@ -92,6 +96,15 @@ class RankingModel(tfrs.Model):
         self.head.build([None, width])
         start = initial_bias or {}
         self.head.bias.assign([start.get(h, 0.0) for h in self.heads])
+        self.wide: Crosses | None = None
+        if config.wide:
+            self.wide = Crosses(
+                features,
+                self._inputs.sizes,
+                config.wide,
+                config.wide_buckets,
+                len(self.heads),
+            )
         self.position_bias: PositionBias | None = None
         if positions and config.position_tower and "clicked" in self.heads:
             devices, surfaces = map(self._inputs.terms, _PLACE)
@@ -107,7 +120,8 @@ class RankingModel(tfrs.Model):
     @property
     def table_variables(self) -> tuple[tf.Variable, ...]:
         """Variables whose rows are updated sparsely."""
-        return self.embeddings.table_variables
+        wide = () if self.wide is None else self.wide.table_variables
+        return (*self.embeddings.table_variables, *wide)
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
@@ -253,6 +267,8 @@ class RankingModel(tfrs.Model):
         }
         if self.experts is not None:
             parts["experts"] = self.experts
+        if self.wide is not None:
+            parts["wide"] = self.wide
         if self.position_bias is not None:
             parts["position_bias"] = self.position_bias
         return parts
@@ -270,10 +286,11 @@ class RankingModel(tfrs.Model):
 
         def dropped(hidden: tf.Tensor, number: int) -> tf.Tensor:
             kept = self._kept(features, hidden.shape[1], (step, number))
-            return hidden * tf.gather(kept, row)
+            return hidden * tf.cast(tf.gather(kept, row), hidden.dtype)
 
         drop = dropped if training and self.config.dropout else _no_drop
-        x = self._shared(features, slots, drop)
+        dtype = compute_dtype(self.config.precision, training)
+        x = self._shared(features, slots, drop, dtype)
         if self.experts is None:
             logits = self.head(x)
         else:
@@ -283,28 +300,36 @@ class RankingModel(tfrs.Model):
                 kept = self.experts.kept(tf.size(index), step, index[0])
                 kept = tf.gather(kept, row)
             shared = len(self.tower.layers)
-            outputs = self.experts.outputs(x, lambda h, i: drop(h, shared + i))
+            outputs = self.experts.outputs(
+                x, lambda h, i: drop(h, shared + i), dtype
+            )
             weights = self.experts.weights(x, kept)
             logits = self.experts.logits(outputs, weights, self.head)
+        if self.wide is not None:
+            logits += self.wide(features, slots)
         by_head = tf.unstack(logits, len(self.heads), axis=1)
         return dict(zip(self.heads, by_head, strict=True))
 
     def _shared(
-        self, features: Tensors, slots: tf.Tensor, drop: Drop
+        self,
+        features: Tensors,
+        slots: tf.Tensor,
+        drop: Drop,
+        dtype: tf.DType = tf.float32,
     ) -> tf.Tensor:
-        """The shared layers' output, float32 [N, U]."""
-        first = self.tower.layers[0]
+        """The shared layers' output, float32 [N, U], computed in a dtype."""
+        first, *others = self.tower.layers
         # [request, candidate] W = request W_q + candidate W_c: the first
         # product has B rows, not N.
-        w_q, w_c = tf.split(first.kernel, [self._inputs.request_width, -1])
-        by_request = tf.matmul(self._inputs.request(features), w_q)
-        by_candidate = tf.matmul(self._inputs.candidate(features, slots), w_c)
-        hidden = tf.nn.relu(
-            tf.gather(by_request + first.bias, slots[:, 0]) + by_candidate
-        )
-        for i, layer in enumerate(self.tower.layers):
-            hidden = drop(layer(hidden) if i > 0 else hidden, i)
-        return hidden
+        kernel, bias = (tf.cast(w, dtype) for w in (first.kernel, first.bias))
+        w_q, w_c = tf.split(kernel, [self._inputs.request_width, -1])
+        request = tf.cast(self._inputs.request(features), dtype)
+        candidate = tf.cast(self._inputs.candidate(features, slots), dtype)
+        by_request = tf.gather(tf.matmul(request, w_q) + bias, slots[:, 0])
+        hidden = drop(tf.nn.relu(by_request + tf.matmul(candidate, w_c)), 0)
+        for i, layer in enumerate(others, 1):
+            hidden = drop(dense(layer, hidden, dtype), i)
+        return tf.cast(hidden, tf.float32)
 
     def _kept(
         self, inputs: Tensors, units: int, key: tuple[tf.Tensor | int, int]

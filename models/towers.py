@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from models.keras_setup import keras, tf
+from models.precision import dense
 from models.random_rows import Number, row_uniform
 
 
@@ -76,6 +77,7 @@ class Tower(tf.Module):
         training: bool = False,
         step: tf.Tensor | int = 0,
         first_row: tf.Tensor | int = 0,
+        dtype: tf.DType = tf.float32,
     ) -> tf.Tensor:
         """Applies the layers.
 
@@ -85,17 +87,18 @@ class Tower(tf.Module):
           step: int64 [], the training step.
           first_row: int64 [], index in the global batch of the first of the
             B rows (`example_index[0]`); the others follow it.
+          dtype: what the layers compute in.
 
         Returns:
           float32 [B, ..., output_dim].
         """
         outputs = inputs
         for i, layer in enumerate(self.layers):
-            outputs = layer(outputs)
+            outputs = dense(layer, outputs, dtype)
             if training and i < len(self.layers) - 1:
                 key = (self._seed, step, i)
                 outputs = dropped(outputs, self.dropout, key, first_row)
-        return outputs
+        return tf.cast(outputs, tf.float32)
 
 
 def dropped(
@@ -104,11 +107,11 @@ def dropped(
     key: tuple[Number, Number, Number],
     first_row: Number,
 ) -> tf.Tensor:
-    """Inverted dropout: values float32 [B, ...] at the rate in [0, 1).
+    """Inverted dropout: floats [B, ...] at the rate in [0, 1).
 
     `key` and `first_row` name what is dropped, as in `row_uniform`.
     """
     if not rate:
         return values
     kept = row_uniform(tf.shape(values), key, first_row) >= rate
-    return values * tf.cast(kept, tf.float32) / (1.0 - rate)
+    return values * tf.cast(kept, values.dtype) / (1.0 - rate)

@@ -11,8 +11,10 @@ from typing import Any, Literal, Protocol
 
 from models.embeddings import local_component
 from models.keras_setup import tf
+from models.loss_scale import LossScale, all_finite
 from models.norms import squared_gradient_norms
 from models.optimizers import DenseAdam, table_optimizer
+from schemas.model_config import Precision
 
 Batch = Mapping[str, Any]
 
@@ -50,6 +52,8 @@ class StepSection(Protocol):
     def learning_rate(self) -> float: ...
     @property
     def batch_size(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
 
 
 class TrainingStep:
@@ -71,6 +75,10 @@ class TrainingStep:
         # Before they are tracked: they list their variables once.
         self.tables.build(model.table_variables)
         self.dense.build(model.dense_variables)
+        # Of float16 alone: the others have the range of float32.
+        self.loss_scale: LossScale | None = None
+        if config.precision == "mixed_float16":
+            self.loss_scale = LossScale()
 
     def __call__(
         self, batch: Batch, step: tf.Tensor, *, with_norms: bool = False
@@ -95,17 +103,39 @@ class TrainingStep:
                 step=step,
                 global_batch_size=self._batch_size,
             )
+            scale = self.loss_scale
+            objective = loss if scale is None else scale.scaled(loss)
         # Rows were gathered from this replica's copies: see embeddings.
         copies = [local_component(table) for table in tables]
-        row_grads, dense_grads = tape.gradient(loss, (copies, list(dense)))
-        self.tables.apply_gradients(_present(row_grads, tables))
-        self.dense.apply_gradients(
-            _present(_after(row_grads, dense_grads), dense)
-        )
+        row_grads, dense_grads = tape.gradient(objective, (copies, list(dense)))
+        if scale is not None:
+            row_grads = scale.unscaled(row_grads)
+            dense_grads = scale.unscaled(dense_grads)
+            self._apply_if_finite(
+                scale, _present(row_grads, tables), _present(dense_grads, dense)
+            )
+        else:
+            self.tables.apply_gradients(_present(row_grads, tables))
+            self.dense.apply_gradients(
+                _present(_after(row_grads, dense_grads), dense)
+            )
         if with_norms:
             norms = squared_gradient_norms(tables, row_grads, dense_grads)
             metrics = metrics | norms
         return loss, metrics
+
+    def _apply_if_finite(
+        self, scale: LossScale, of_rows: list[Any], of_dense: list[Any]
+    ) -> None:
+        """Updates everything or, on all replicas, nothing but the scale."""
+        pairs = (self.tables, of_rows), (self.dense, of_dense)
+        # Sums over the replicas: one that is infinite makes the sum so.
+        summed = [(o, list(o.aggregate_gradients(given))) for o, given in pairs]
+        finite = all_finite([g for _, given in summed for g, _ in given])
+        for optimizer, given in summed:
+            optimizer.applies = finite
+            optimizer.apply_gradients(given, skip_gradients_aggregation=True)
+        scale.update(finite)
 
 
 def _after(first: Any, gradients: Any) -> list[Any]:

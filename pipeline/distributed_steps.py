@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from models.keras_setup import keras, tf
+from models.loss_scale import LossScale
 from models.norms import GRADIENT_NORM
 from models.training_step import StepSection, Trainable, TrainingStep
 from pipeline.cluster import current_task
@@ -71,6 +72,11 @@ class DistributedSteps:
     ) -> tuple[keras.optimizers.Optimizer, keras.optimizers.Optimizer]:
         """Those of the tables and of the other weights, to be saved."""
         return self._step.tables, self._step.dense
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """That of float16, to be saved; None for other precisions."""
+        return self._step.loss_scale
 
     def batches(self, dataset: tf.data.Dataset) -> Iterator[Any]:
         """One batch per replica of this process, from consecutive ones."""

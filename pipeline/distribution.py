@@ -1,32 +1,30 @@
 """On what devices and processes a training runs."""
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import IO, Any, Literal
+from typing import Literal
 
 from models.keras_setup import tf
 from models.lanes import WorkerRows
 from pipeline.cluster import Task as Task
 from pipeline.cluster import current_task as current_task
 from pipeline.console import say
+from pipeline.local_processes import (
+    LocalProcess,
+    passing_signals_to,
+    terminate,
+)
 from pipeline.workers_health import configure_heartbeats, wait_for_all
 from schemas.errors import UsageError
 
 StrategyName = Literal["auto", "one_device", "mirrored", "multi_worker", "tpu"]
 # Pods of a cluster may have to wait for machines.
 START_TIMEOUT_S = 600.0
-_GRACE_S = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 def make_strategy(
@@ -108,78 +106,21 @@ def launch_local_workers(num_workers: int, argv: Sequence[str]) -> int:
       0, or the exit code of the first process that failed.
     """
     addresses = _free_addresses(num_workers)
-    processes: list[subprocess.Popen[str]] = []
-    readers: list[threading.Thread] = []
-    with _passing_signals_to(processes) as received:
+    processes: list[LocalProcess] = []
+    with passing_signals_to(processes) as received:
         try:
             for index in range(num_workers):
-                process = _start(argv, addresses, index)
-                processes.append(process)
-                arguments = (process.stdout, f"[worker {index}] ")
-                reader = threading.Thread(target=_pass_on, args=arguments)
-                reader.start()
-                readers.append(reader)
+                task = {"type": "worker", "index": index}
+                config = {"cluster": {"worker": addresses}, "task": task}
+                environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+                prefix = f"[worker {index}] "
+                processes.append(LocalProcess(argv, prefix, environment))
             return _wait(processes, received)
         finally:
-            _terminate(processes)
-            for reader in readers:
-                reader.join()
+            terminate(processes)
 
 
-def _start(
-    argv: Sequence[str], addresses: Sequence[str], index: int
-) -> "subprocess.Popen[str]":
-    task = {"type": "worker", "index": index}
-    config = {"cluster": {"worker": addresses}, "task": task}
-    libc = ctypes.CDLL(None)  # Loaded here: the child may only call it.
-    return subprocess.Popen(
-        list(argv),
-        env={**os.environ, "TF_CONFIG": json.dumps(config)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A terminal's Ctrl-C would reach it twice.
-        start_new_session=True,
-        # Two runs would write to one folder, were this process killed and
-        # started anew.
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-    )
-
-
-@contextlib.contextmanager
-def _passing_signals_to(
-    processes: Sequence["subprocess.Popen[str]"],
-) -> Iterator[list[int]]:
-    """Sends the processes SIGTERM when this one gets it, or SIGINT.
-
-    Yields the list of what it got so far.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
-        received.append(number)
-        for process in processes:
-            process.terminate()
-
-    before = {
-        number: signal.signal(number, pass_on)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _wait(
-    processes: Sequence["subprocess.Popen[str]"], received: Sequence[int]
-) -> int:
+def _wait(processes: Sequence[LocalProcess], received: Sequence[int]) -> int:
     """Waits until all have ended well or one has failed.
 
     Once they were told to stop it waits for all: one of them is saving.
@@ -200,26 +141,6 @@ def _wait(
         if not running:
             return 0
         time.sleep(0.05)
-
-
-def _terminate(processes: Sequence["subprocess.Popen[Any]"]) -> None:
-    running = [p for p in processes if p.poll() is None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + _GRACE_S
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _pass_on(stream: IO[str], prefix: str) -> None:
-    with stream:
-        for line in stream:
-            sys.stdout.write(prefix + line)
-            sys.stdout.flush()
 
 
 def _free_addresses(count: int) -> list[str]:

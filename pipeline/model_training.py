@@ -73,6 +73,8 @@ class Trainer:
     run: Run
     data: DataStages
     workers: Workers
+    # Of one training's checkpoints and logs; None: by what it follows from.
+    scratch: str | None = None
 
     def train(
         self,
@@ -83,6 +85,7 @@ class Trainer:
         recent: Artifact | None = None,
         earlier: Artifact | None = None,
         refit: Artifact | None = None,
+        after_epoch: Callable[[Sequence[dict[str, float]]], None] | None = None,
     ) -> TrainingResult:
         """Trains on `train-*`, choosing the epoch on `valid-*`.
 
@@ -96,6 +99,7 @@ class Trainer:
           refit: if given, the chosen epoch's retrieval model goes on for
             `refit_epochs` on its `train-*`, training and validation together;
             `best_epoch` stays the chosen one.
+          after_epoch: see `pipeline.training.train`.
         """
         strategy = make_strategy(
             self.workers.strategy,
@@ -106,7 +110,7 @@ class Trainer:
         if earlier is not None:
             section = gentler(section)
         trained_on = recent or examples
-        workdir = self._scratch(
+        workdir = self.scratch or self._scratch(
             which,
             section,
             variant,
@@ -123,18 +127,18 @@ class Trainer:
         }[which]
         files = [*trained_on.files("train-"), *examples.files("valid-")]
         with naming_corrupt_files(files):
+            metric, higher_is_better = watched_metric(section, which)
             result = train(
                 build,
                 self._batches(which, section, trained_on, strategy),
                 self._evaluate(which, examples),
-                metric="loss"
-                if which == "ranking"
-                else section.selection_metric,
-                higher_is_better=which != "ranking",
+                metric=metric,
+                higher_is_better=higher_is_better,
                 config=section,
                 workdir=workdir,
                 strategy=strategy,
                 total_steps=_steps(section, trained_on),
+                after_epoch=after_epoch,
             )
         if refit is not None:
             result = self._refit(result, section, refit, workdir, strategy)
@@ -364,6 +368,13 @@ class Trainer:
             _EVALUATION_BATCH,
             padded_lengths=max_lengths(self.data.features),
         )
+
+
+def watched_metric(section: Any, which: Model) -> tuple[str, bool]:
+    """What chooses the epoch, and whether a higher value is better."""
+    if which == "ranking":
+        return "loss", False
+    return str(section.selection_metric), True
 
 
 def _steps(section: Any, examples: Artifact) -> int:

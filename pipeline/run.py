@@ -220,7 +220,7 @@ class Run:
         own = f"{built.stage}."
         merged = {k: v for k, v in merged.items() if not k.startswith(own)}
         merged |= built.metrics
-        _write(path, json.dumps(merged, indent=1, sort_keys=True) + "\n")
+        write_text(path, json.dumps(merged, indent=1, sort_keys=True) + "\n")
 
     def save_config(self) -> None:
         """Leaves the resolved configuration for the next commands."""
@@ -230,7 +230,7 @@ class Run:
         path, text = join(self.workdir, SAVED_CONFIG), f"{_HEADER}{values}"
         # Local workers start together: none of them has anything to change.
         if not FileSystems.exists(path) or _read(path) != text:
-            _write(path, text)
+            write_text(path, text)
 
 
 def saved_config(workdir: str) -> str | None:
@@ -253,7 +253,8 @@ def _read(path: str) -> str:
         return str(stream.read().decode())
 
 
-def _write(path: str, text: str) -> None:
+def write_text(path: str, text: str) -> None:
+    """Writes a small file in one piece, with its folder if need be."""
     folder = FileSystems.split(path)[0]
     if not FileSystems.exists(folder):
         FileSystems.mkdirs(folder)

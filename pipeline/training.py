@@ -8,7 +8,7 @@ the same bits as one that was not, and N workers with one worker's tables.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,6 +31,10 @@ from schemas.errors import InputError, WatchnextError
 # Steps after which workers look whether one of them was told to stop: by then
 # the number is there, and reading it waits for nothing.
 _LAG = 4
+
+
+class DivergedError(WatchnextError):
+    """A loss or a metric is not finite any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,7 @@ def train(
     progress: bool = True,
     total_steps: int | None = None,
     stop_after_steps: int | None = None,
+    after_epoch: Callable[[Sequence[dict[str, float]]], None] | None = None,
 ) -> TrainingResult:
     """Trains until the epochs or the patience run out.
 
@@ -96,6 +101,8 @@ def train(
       total_steps: of all epochs; where `schedule: cosine` ends.
       stop_after_steps: leave with a checkpoint once so many steps are done,
         as if interrupted.
+      after_epoch: given the history after each epoch, once it is saved, and
+        at first where a run is resumed; what it raises ends the run.
 
     Returns:
       The model, its best epoch and the history.
@@ -105,8 +112,8 @@ def train(
       Interrupted: by SIGTERM or SIGINT, to any worker; all have stopped at
         one step, which is saved.
       LostWorkerError: another worker is dead or hangs.
-      WatchnextError: the loss or the metric is not finite, or the metric is
-        missing.
+      DivergedError: the loss or the metric is not finite.
+      WatchnextError: the metric is missing.
     """
     sign = 1.0 if higher_is_better else -1.0
     with SignalWatch() as signals:
@@ -116,6 +123,8 @@ def train(
             )
             model, state = run.model, run.restore()
             with run.report(progress and current_task().is_chief) as report:
+                if after_epoch and state.history:
+                    after_epoch(state.history)
                 while not state.finished:
                     dataset = make_dataset(state.epoch, state.batches)
                     run.epoch(dataset, report, stop_after_steps)
@@ -124,6 +133,8 @@ def train(
                     values = run.evaluate(evaluate, metric) if metric else {}
                     run.end_epoch(values, metric, sign)
                     run.tell_epoch(report, metric)
+                    if after_epoch:
+                        after_epoch(state.history)
             run.from_chief(0.0)  # Wait until the chief has written it all.
         if state.best_epoch:
             run.restore_best()
@@ -150,11 +161,13 @@ class _Run:
         with strategy.scope():
             self.model = model = build_model()
             self._steps = DistributedSteps(model, config, strategy, total_steps)
+            scale = self._steps.loss_scale
         tracked = tf.train.Checkpoint(
             tables=list(model.table_variables),
             dense=list(model.dense_variables),
             table_optimizer=self._steps.optimizers[0],
             dense_optimizer=self._steps.optimizers[1],
+            **({"loss_scale": scale} if scale is not None else {}),
         )
         self._checkpoints = Checkpoints(self._path("checkpoints"), tracked)
 
@@ -218,7 +231,7 @@ class _Run:
         if any_stopped:
             raise self.interrupted()
         if not math.isfinite(values[metric]):
-            raise WatchnextError(
+            raise DivergedError(
                 f"The evaluation's {metric!r} is {values[metric]} after "
                 f"epoch {self.state.epoch}; are there validation examples?"
             )
@@ -324,7 +337,7 @@ class _Run:
         rows = [result.numpy() for result in recent]
         for i, (loss, told, *_) in enumerate(rows):
             if not math.isfinite(loss):
-                raise WatchnextError(
+                raise DivergedError(
                     f"The loss is {loss} at step {first + i}. Lower "
                     "`learning_rate` or `table_learning_rate`, or look for "
                     "values that are not finite in the examples."

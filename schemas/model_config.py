@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from schemas.section import Dropout, Positive, Section, Share, Units
 
 Pooling = Literal["mean", "sum", "max"]
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
 
 class SequenceConfig(Section):
@@ -48,6 +49,8 @@ class RetrievalConfig(Section):
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
     dropout: Dropout = 0.5
+    # See `ranking.precision`; here of the tower's layers.
+    precision: Precision = "float32"
     # `sampled`: drawn once for the batch. `list_wise`: drawn for each example,
     # `num_negatives` of its own. `in_batch`: the other labels of the global
     # batch. `mixed`: those, and `num_negatives` drawn for the batch.
@@ -139,6 +142,14 @@ class RankingConfig(Section):
     experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
     dropout: Dropout = 0.0
+    # Of the ReLU layers in training; weights, heads, losses and all that is
+    # evaluated or served are float32. Most CPUs are slower by it.
+    precision: Precision = "float32"
+    # The wide part (Cheng et al. 2016): crosses of categorical features, such
+    # as [[user_device, surface]], each with weights of its own in the logits.
+    wide: tuple[tuple[str, ...], ...] = ()
+    # Most rows of a cross's table; beyond it combinations share rows.
+    wide_buckets: Positive = 2**18
     # Learn the click's position bias in a shallow tower (2019, section 4.3).
     position_tower: bool = True
     position_dropout: Share = 0.1

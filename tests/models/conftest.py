@@ -218,11 +218,18 @@ def world(tmp_path_factory):
             hidden_units=(8,),
             position_tower=True,
             experts=ExpertsConfig(number=2, units=(4,)),
+            # Exact, and hashed.
+            wide=(("user_region", "surface"), ("user_region", "video")),
+            wide_buckets=10,
         ),
         seed=1,
         labels=("clicked", "watch_time_s"),
         positions=True,
     )
+    # Crosses are zero before training, too.
+    for table in ranking.wide.table_variables:
+        rows = np.random.default_rng(2).normal(0, 0.3, table.shape)
+        table.assign(rows * (np.arange(len(rows)) > 0)[:, None])
     return SimpleNamespace(
         root=root,
         video_ids=str(root / "video.txt"),

@@ -80,6 +80,12 @@ RANKING: dict[str, dict[str, Any]] = {
         "hidden_units": (16, 8),
         "experts": ExpertsConfig(number=2, units=(8,), normalize=True),
     },
+    "wide, exact": {"wide": (("user_device", "video"),)},
+    "wide, hashed, experts": {
+        "wide": (("video", "user_device"),),
+        "wide_buckets": 50,
+        "experts": ExpertsConfig(number=2, units=(8,)),
+    },
     "clicks alone": {
         "task_weights": {"watch_time": 0.0},
         "score_weights": {"clicked": 1.0},

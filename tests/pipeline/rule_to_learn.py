@@ -76,6 +76,9 @@ def _example(history: list[int], label: int) -> bytes:
     return tf.train.Example(features=features).SerializeToString()
 
 
-def build(kind: type[RetrievalModel] = RetrievalModel) -> RetrievalModel:
+def build(
+    kind: type[RetrievalModel] = RetrievalModel, **changes: object
+) -> RetrievalModel:
     """The model before its first step."""
-    return kind(FEATURES, {"video": VIDEOS}, CONFIG, seed=1, example_age=False)
+    config = CONFIG.model_copy(update=changes)
+    return kind(FEATURES, {"video": VIDEOS}, config, seed=1, example_age=False)

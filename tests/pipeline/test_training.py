@@ -1,5 +1,6 @@
 """The training loop: what it learns, how it resumes, what it says."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models import training_step
 from models.inputs import max_lengths
 from models.keras_setup import tf
 from models.lanes import training_dataset
+from models.loss_scale import LossScale
 from models.retrieval import FullSoftmaxModel, RetrievalModel
 from pipeline import distributed_steps, training
 from pipeline.distribution import make_strategy
@@ -171,6 +174,29 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert_same_bits(whole.model, resumed.model)
     assert resumed.history == whole.history
     assert resumed.best_epoch == whole.best_epoch
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_resumed_run_in_16_bits_ends_with_the_same_bits(
+    files: dict[str, int],
+    tmp_path: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A scale that is halved at first and doubled now and then: forgotten, it
+    # would leave out other steps.
+    scale = functools.partial(LossScale, first=2.0**24, patience=3)
+    monkeypatch.setattr(training_step, "LossScale", scale)
+    options = {
+        "build_model": lambda: build(precision=precision),
+        "changes": {"precision": precision},
+    }
+    whole = run(files, tmp_path / "whole", **options)
+    run(files, tmp_path / "parts", stop_after_steps=13, **options)
+    resumed = run(files, tmp_path / "parts", **options)
+    assert_same_bits(whole.model, resumed.model)
+    assert resumed.history == whole.history
+    assert whole.history[-1]["hit_rate"] > whole.history[0]["hit_rate"]
 
 
 def test_the_rates_of_a_step_reach_both_optimisers(

@@ -301,3 +301,23 @@ def test_two_devices_of_one_worker_are_one(
     (both,) = run_workers(files, tmp_path / "two", 1, 12, "lazy_adam", 2)
     assert_equal_runs(alone, [both])
     assert both["whole"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_two_devices_in_float16_learn_like_one(
+    files: dict[str, int], tmp_path: Path
+) -> None:
+    # A device's part of a kernel's gradient is rounded to 11 bits before they
+    # are added up, so losses agree to these, not to those of float32.
+    precision = {"precision": "mixed_float16"}
+    (alone,) = run_workers(
+        files, tmp_path / "one", 1, 20, "lazy_adam", **precision
+    )
+    (both,) = run_workers(
+        files, tmp_path / "two", 1, 20, "lazy_adam", 2, **precision
+    )
+    assert_learnt(alone, 20)
+    for step in range(1, 21):
+        name = f"loss_{step}"
+        np.testing.assert_allclose(both[name], alone[name], rtol=0.02)
