@@ -27,7 +27,9 @@ SETTINGS = {
     # An epoch on 900 requests is not calibrated.
     "publishing.min_calibration": 0,
     "publishing.max_calibration": 99,
+    "publishing.users": 100,
     "evaluation.bootstrap_resamples": 20,
+    "evaluation.click_model": "false",
 }
 BEGINNING = ("demo", "run", "simulate", "ingest", "prepare")
 
@@ -41,7 +43,9 @@ def small(arguments: Sequence[str]) -> list[str]:
     if command == "train" and "--warm-start-from" not in rest:
         for folder in ("training", f"{rest[0]}_model"):
             shutil.rmtree(workdir / folder, ignore_errors=True)
-    if command not in BEGINNING or (workdir / "config.yaml").exists():
+    # `demo` has a configuration of its own; else a work directory's is read.
+    begun = command != "demo" and (workdir / "config.yaml").exists()
+    if command not in BEGINNING or begun:
         return [command, *rest]
     settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
     return [command, *settings, *rest]
