@@ -95,7 +95,7 @@ class World:
             stdout=subprocess.DEVNULL,
         )
         try:
-            end = time.monotonic() + 240
+            end = time.monotonic() + 600
             while not _answers(SERVER):
                 assert server.poll() is None, f"{command} has ended"
                 assert time.monotonic() < end, f"{command} does not answer"
