@@ -3,7 +3,7 @@
     python -m benchmarks.demo_plot --workdir work/demo --output docs/demo.svg
 
 Retrieval: the hit rate beside the baselines'. Ranking: the weighted per-user
-loss with its 95 % interval. The picture names the key of the evaluation, and
+loss, with its 95 % interval if there is one. The picture names the key of the evaluation, and
 the same evaluation gives the same bytes.
 """
 
@@ -71,10 +71,14 @@ def draw(evaluation: Artifact, output: str) -> None:
             bars(metrics, RETRIEVAL, HIT_RATE),
             "Retrieval: next watch in the top 100\n(higher is better)",
         )
+        ranked = bars(metrics, RANKING, LOSS)
+        with_interval = any(interval for *_, interval in ranked)
         _panel(
             right,
-            bars(metrics, RANKING, LOSS),
-            "Ranking: weighted per-user loss, 95 % interval\n(lower is better)",
+            ranked,
+            "Ranking: weighted per-user loss"
+            + (", 95 % interval" if with_interval else "")
+            + "\n(lower is better)",
         )
         figure.supxlabel(
             f"test interval; evaluation {evaluation.key[:12]}",
