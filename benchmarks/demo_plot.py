@@ -3,8 +3,8 @@
     python -m benchmarks.demo_plot --workdir work/demo --output docs/demo.svg
 
 Retrieval: the hit rate beside the baselines'. Ranking: the weighted per-user
-loss, with its 95 % interval if there is one. The picture names the key of the evaluation, and
-the same evaluation gives the same bytes.
+loss, with its 95 % interval if there is one. The picture names the key of the
+evaluation, and the same evaluation gives the same bytes.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """The command line as the pages type it, on platforms that are small.
 
 What makes a new work directory gets small settings first, which the command's
-own follow. What trains does train, also where the model is there already, as a
-reader's first call would.
+own follow. What trains does train, in a copy of the work directory without the
+model: there the command would only find it, and other commands still need it.
 """
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,10 +40,14 @@ def small(arguments: Sequence[str]) -> list[str]:
     command, *rest = arguments
     workdir = Path("work/demo")
     if "--workdir" in rest:
-        workdir = Path(rest[rest.index("--workdir") + 1])
+        place = rest.index("--workdir") + 1
+        workdir = Path(rest[place])
     if command == "train" and "--warm-start-from" not in rest:
+        copy = Path(tempfile.mkdtemp(dir=".")) / "work"
+        shutil.copytree(workdir, copy)
         for folder in ("training", f"{rest[0]}_model"):
-            shutil.rmtree(workdir / folder, ignore_errors=True)
+            shutil.rmtree(copy / folder, ignore_errors=True)
+        rest[place] = str(copy)
     # `demo` has a configuration of its own; else a work directory's is read.
     begun = command != "demo" and (workdir / "config.yaml").exists()
     if command not in BEGINNING or begun:
