@@ -60,6 +60,9 @@ INSTALL_REQUIRES = [
     "starlette>=1.0,<2",
     # What runs it; plain Python, and nothing new below it but h11.
     "uvicorn>=0.40,<1",
+    # Messages of histograms and HParams, and what shows them: TensorFlow no
+    # longer brings it.
+    "tensorboard>=2.20,<2.21",
     # The command line; from 0.26 on its errors are no longer Click's.
     "typer>=0.22,<0.26",
     # Whose errors `pipeline/cli.py` turns into lines and exit codes.
@@ -89,6 +92,13 @@ LIGHTGBM = ["lightgbm>=4.6,<5"]
 # round any training; keras-tuner wants to build and fit a Keras model itself.
 TUNE = ["optuna>=5,<6"]
 
+# Runs `docs/walk_through.ipynb` in any Jupyter, with its plots.
+NOTEBOOK = [
+    "ipykernel>=7,<8",
+    # Draws, as for ONNX.
+    "matplotlib>=3.10,<4",
+]
+
 EXTRAS_REQUIRE = {
     # Dataflow, and gs:// for Beam. TensorFlow 2.21 reads gs:// by itself:
     # tensorflow-io-gcs-filesystem 0.37.1 does not even load beside it.
@@ -101,10 +111,16 @@ EXTRAS_REQUIRE = {
     "onnx": ONNX,
     "lightgbm": LIGHTGBM,
     "tune": TUNE,
+    "notebook": NOTEBOOK,
     "test": [
         *ONNX,
         *LIGHTGBM,
         *TUNE,
+        *NOTEBOOK,
+        # Executes the notebook.
+        "nbclient>=0.10,<0.11",
+        # Finds the commands, snippets and links of the documents.
+        "markdown-it-py>=4,<5",
         # Runs what was converted, beside TensorFlow. The marker is for the
         # lock, which looks at Pythons that this one has no wheel for.
         "onnxruntime>=1.24,<2; python_version < '3.14'",

@@ -6,7 +6,7 @@ import yaml
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs.runners import pipeline_options
-from pipeline.config import load_mapping_file
+from pipeline.config import load_mapping_file, read_yaml
 from pipeline.console import say
 from pipeline.run import Run, Sections
 from schemas.artifacts import Artifact, ArtifactWriter, digest
@@ -78,16 +78,38 @@ def ingest(
 def make_events(run: Run, input_dir: str | None = None) -> Artifact:
     """Simulates or ingests, as the configuration's `source` says.
 
-    A configuration that names no mapping goes on with events that
-    `watchnext ingest` left in the work directory.
+    A configuration that names no mapping, or one without a `root`, goes on
+    with events that `watchnext ingest` left in the work directory.
     """
     if run.config.source.kind == "mapped":
-        return ingest(run, input_dir=input_dir)
+        return _ingested(run, input_dir) or ingest(run, input_dir=input_dir)
     there = run.store.versions("events")
     if there and "mapping" in there[-1].manifest["config"]:
         say(f"events: those ingested, {there[-1].path}")
         return run.store.latest("events", "ingest")
     return simulate(run)
+
+
+def _ingested(run: Run, input_dir: str | None) -> Artifact | None:
+    """What `ingest --input DIR` left, where nothing else says the folder.
+
+    Only if mapping and settings still are those that made it.
+    """
+    name = run.config.source.mapping
+    if input_dir is not None or name is None:
+        return None
+    content = read_yaml(name, "mappings/")
+    if content.pop("root", None):
+        return None
+    made_by = {
+        "mapping": yaml.safe_dump(content, sort_keys=True),
+        "beam": run.config.beam.model_dump(mode="json"),
+    }
+    for version in reversed(run.store.versions("events")):
+        if version.manifest["config"] == made_by:
+            say(f"events: those ingested, {version.path}")
+            return version
+    return None
 
 
 def _listing(root: str) -> str:

@@ -362,6 +362,8 @@ class ModelStages:
                 stream.write(history.encode())
 
         several = self.workers.num_workers > 1 and "TF_CONFIG" not in os.environ
+        if self.workers.profile and self.run.find(name, sections, inputs):
+            raise self.workers.profile.too_late(name)
         if not current_task().is_chief:
             # The chief alone writes; the others compute with it.
             if self.run.find(name, sections, inputs) is None:
@@ -376,6 +378,8 @@ class ModelStages:
         """Runs this very training as a cluster of local processes."""
         command = [sys.executable, "-m", "pipeline.cli", "train", which]
         options = ["--workdir", self.run.workdir, *options]
+        if self.workers.profile:
+            options += ["--profile-steps", str(self.workers.profile)]
         self.run.save_config()
         say(f"Starting {self.workers.num_workers} local workers.")
         code = launch_local_workers(

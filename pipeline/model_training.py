@@ -40,6 +40,7 @@ from pipeline.projector_files import (
 from pipeline.refresh import gentler
 from pipeline.run import Run
 from pipeline.stages import DataStages
+from pipeline.tensorboard_logs import ProfileSteps
 from pipeline.training import TrainingResult, train
 from schemas.artifacts import Artifact, digest, join
 from schemas.examples import (
@@ -58,12 +59,13 @@ _EVALUATION_BATCH = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """How training is distributed."""
+    """How training is distributed, and which of its steps are profiled."""
 
     num_workers: int = 1
     strategy: StrategyName = "auto"
     tpu: str | None = None
     start_timeout_s: float = START_TIMEOUT_S
+    profile: ProfileSteps | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Trainer:
                 strategy=strategy,
                 total_steps=_steps(section, trained_on),
                 after_epoch=after_epoch,
+                profile=self.workers.profile if variant == "model" else None,
             )
         if refit is not None:
             result = self._refit(result, section, refit, workdir, strategy)

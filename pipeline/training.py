@@ -24,6 +24,13 @@ from pipeline.distributed_steps import (
     TrainingSection,
 )
 from pipeline.interruption import Interrupted, SignalWatch
+from pipeline.tensorboard_logs import (
+    Profile,
+    ProfileSteps,
+    write_histograms,
+    write_result,
+    write_settings,
+)
 from pipeline.training_report import TrainingReport
 from pipeline.workers_health import naming_lost_workers
 from schemas.errors import InputError, WatchnextError
@@ -79,6 +86,7 @@ def train(
     total_steps: int | None = None,
     stop_after_steps: int | None = None,
     after_epoch: Callable[[Sequence[dict[str, float]]], None] | None = None,
+    profile: ProfileSteps | None = None,
 ) -> TrainingResult:
     """Trains until the epochs or the patience run out.
 
@@ -103,6 +111,7 @@ def train(
         as if interrupted.
       after_epoch: given the history after each epoch, once it is saved, and
         at first where a run is resumed; what it raises ends the run.
+      profile: steps that the chief records for TensorBoard's profiler.
 
     Returns:
       The model, its best epoch and the history.
@@ -119,7 +128,13 @@ def train(
     with SignalWatch() as signals:
         with naming_lost_workers():
             run = _Run(
-                build_model, config, workdir, strategy, signals, total_steps
+                build_model,
+                config,
+                workdir,
+                strategy,
+                signals,
+                total_steps,
+                profile if current_task().is_chief else None,
             )
             model, state = run.model, run.restore()
             with run.report(progress and current_task().is_chief) as report:
@@ -135,6 +150,7 @@ def train(
                     run.tell_epoch(report, metric)
                     if after_epoch:
                         after_epoch(state.history)
+                run.tell_end(metric)
             run.from_chief(0.0)  # Wait until the chief has written it all.
         if state.best_epoch:
             run.restore_best()
@@ -154,10 +170,12 @@ class _Run:
         strategy: tf.distribute.Strategy,
         signals: SignalWatch,
         total_steps: int | None,
+        profile: ProfileSteps | None,
     ) -> None:
         self.config, self.strategy, self._workdir = config, strategy, workdir
         self.state = _State()
         self._signals, self._told_to_stop = signals, False
+        self._profile = Profile(self._path("logs"), profile)
         with strategy.scope():
             self.model = model = build_model()
             self._steps = DistributedSteps(model, config, strategy, total_steps)
@@ -244,7 +262,8 @@ class _Run:
         state, recent = self.state, []
         for batch in self._steps.batches(dataset):
             told = self._signals.received is not None
-            recent.append(self._steps.run(batch, state.step, told))
+            with self._profile.step(state.step + 1):
+                recent.append(self._steps.run(batch, state.step, told))
             state.step += 1
             state.batches += 1
             self._look_for_stop(recent)
@@ -297,8 +316,21 @@ class _Run:
         """Reports the epoch that just ended."""
         values = dict(self.state.history[-1])
         if current_task().is_chief:
-            values |= embedding_norms(self.model.table_variables)
+            tables, dense = (
+                self.model.table_variables,
+                self.model.dense_variables,
+            )
+            values |= embedding_norms(tables)
+            write_histograms(tables, dense, self.state.epoch - 1)
         report.epoch(self.state.epoch - 1, values, metric)
+
+    def tell_end(self, metric: str | None) -> None:
+        """Reports the chosen epoch, once all are done, and the profile."""
+        state = self.state
+        if state.finished and metric is not None:
+            best = state.history[state.best_epoch - 1][metric]
+            write_result(metric, best, state.best_epoch)
+        self._profile.tell(state.step)
 
     @contextlib.contextmanager
     def report(self, shown: bool) -> Iterator[TrainingReport]:
@@ -311,7 +343,12 @@ class _Run:
             TrainingReport(
                 self.config.epochs, self.config.batch_size, shown
             ) as report,
+            contextlib.closing(self._profile),
         ):
+            write_settings(
+                self.config.model_dump(mode="json"),
+                self._workdir.rstrip("/").rpartition("/")[2],
+            )
             yield report
 
     def _look_for_stop(self, recent: list[tf.Tensor]) -> None:

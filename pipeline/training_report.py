@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -49,9 +48,9 @@ class TrainingReport:
         metrics: Mapping[str, tf.Tensor],
     ) -> None:
         """Tells of the steps since the last call."""
-        _scalar("train/loss", loss, step=step)
+        tf.summary.scalar("train/loss", loss, step=step)
         for name, value in metrics.items():
-            _scalar(f"train/{name}", value, step=step)
+            tf.summary.scalar(f"train/{name}", value, step=step)
         now = time.monotonic()
         if self._since_step < 0:  # The first steps hold the compilation.
             self._since, self._since_step = now, step
@@ -62,7 +61,7 @@ class TrainingReport:
             f"epoch {epoch}/{self._epochs}  step {step:,}"
             f"  loss {loss:.4f}  {speed:,.0f} examples/s"
         )
-        _scalar("train/examples_per_s", speed, step=step)
+        tf.summary.scalar("train/examples_per_s", speed, step=step)
         if self._line is not None:
             self._line.update(self._line.task_ids[0], description=text)
         elif self._shown and now - self._told >= _PLAIN_LINE_EVERY_S:
@@ -74,7 +73,7 @@ class TrainingReport:
     ) -> None:
         """Tells of an epoch's end: the metric that chooses the best one."""
         for name, value in values.items():
-            _scalar(f"epoch/{name}", value, step=epoch)
+            tf.summary.scalar(f"epoch/{name}", value, step=epoch)
         self._since_step = -1  # The evaluation's time is not the steps'.
         text = (
             f"epoch {epoch}/{self._epochs} done"
@@ -86,14 +85,3 @@ class TrainingReport:
             self._line.console.print(text)
         elif self._shown:
             print(text, file=sys.stderr, flush=True)
-
-
-def _scalar(name: str, value: Any, step: int) -> None:
-    """Writes a scalar as TensorBoard reads it, without needing TensorBoard.
-
-    `tf.summary.scalar` is only there where that package is installed.
-    """
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data={"plugin_name": "scalars"}, data_class=1
-    )
-    tf.summary.write(name, tf.cast(value, tf.float32), step, metadata)

@@ -40,6 +40,15 @@ def train(
     ] = None,
     last_days: LastDaysOption = None,
     start_timeout_s: StartTimeoutOption = 600.0,
+    profile_steps: Annotated[
+        str | None,
+        typer.Option(
+            "--profile-steps",
+            metavar="A:B",
+            help="Record the steps A to B for TensorBoard's profiler. See "
+            "docs/training.md.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model: `retrieval` by sampled softmax, or `ranking`."""
     if model is Model.ranking and (warm_start_from or last_days):
@@ -51,9 +60,13 @@ def train(
     from pipeline.model_stages import ModelStages
     from pipeline.model_training import Workers
     from pipeline.refresh import Refresh, open_retrieval_model
+    from pipeline.tensorboard_logs import ProfileSteps
 
+    profile = ProfileSteps.parse(profile_steps) if profile_steps else None
     earlier = open_retrieval_model(warm_start_from) if warm_start_from else None
-    workers = Workers(num_workers, strategy.value, tpu, start_timeout_s)
+    workers = Workers(
+        num_workers, strategy.value, tpu, start_timeout_s, profile
+    )
     stages = ModelStages(run, workers)
     if model is Model.retrieval:
         stages.retrieval_model(Refresh(earlier, last_days))

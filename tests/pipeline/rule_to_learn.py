@@ -1,12 +1,18 @@
-"""Examples with a rule to learn, and a model small enough to learn it."""
+"""Examples with a rule to learn, a model small enough, and its training."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from models.inputs import max_lengths
 from models.keras_setup import tf
+from models.lanes import training_dataset
 from models.retrieval import RetrievalModel
+from pipeline.distribution import make_strategy
+from pipeline.training import TrainingResult, train
+from schemas.examples import retrieval_keys
 from schemas.features import Feature, FeatureSet
 from schemas.model_config import RetrievalConfig
 
@@ -82,3 +88,57 @@ def build(
     """The model before its first step."""
     config = CONFIG.model_copy(update=changes)
     return kind(FEATURES, {"video": VIDEOS}, config, seed=1, example_age=False)
+
+
+def hit_rate(model: RetrievalModel) -> dict[str, float]:
+    """Share of videos whose successor is scored highest."""
+    videos = np.arange(1, VIDEOS + 1)
+    history = np.full((VIDEOS, 4), -1)
+    history[:, 0] = videos
+    queries = model.query_embedding({"watch_history": tf.constant(history)})
+    embeddings, biases = model.candidates()
+    best = np.argmax(queries @ tf.transpose(embeddings) + biases, axis=1) + 1
+    return {"hit_rate": float(np.mean(best == (videos * 7) % VIDEOS + 1))}
+
+
+def run(
+    files: dict[str, int],
+    workdir: Path,
+    evaluate: Callable[[Any], dict[str, float]] = hit_rate,
+    build_model: Callable[[], Any] = build,
+    **options: Any,
+) -> TrainingResult:
+    config = CONFIG.model_copy(update=options.pop("changes", {}))
+    options.setdefault("metric", "hit_rate")
+
+    def make_dataset(epoch: int, skip: int) -> tf.data.Dataset:
+        return training_dataset(
+            files,
+            retrieval_keys(FEATURES, "train", example_age=False),
+            config.batch_size,
+            padded_lengths=max_lengths(FEATURES),
+            seed=1,
+            epoch=epoch,
+            skip_batches=skip,
+        )
+
+    return train(
+        build_model,
+        make_dataset,
+        evaluate,
+        config=config,
+        workdir=str(workdir),
+        strategy=make_strategy("one_device"),
+        progress=False,
+        **options,
+    )
+
+
+def weights(model: RetrievalModel) -> list[np.ndarray]:
+    variables = (*model.table_variables, *model.dense_variables)
+    return [v.numpy() for v in variables]
+
+
+def assert_same_bits(one: RetrievalModel, other: RetrievalModel) -> None:
+    for a, b in zip(weights(one), weights(other), strict=True):
+        assert a.tobytes() == b.tobytes()

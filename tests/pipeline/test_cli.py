@@ -147,6 +147,7 @@ def test_good_logs_become_events(tmp_path, capsys) -> None:
     assert make_events(Run(Config(), store)).path == ingested.path
     saved = load_config(saved_config(store.workdir), [])
     assert saved.source.mapping == str(tmp_path / "m.yaml")
+    assert make_events(Run(saved, store)).path == ingested.path
     files = (tmp_path / "work" / "events").glob("*/watches-*.parquet")
     found = pa.concat_tables(pq.read_table(f) for f in files)
     assert found.sort_by("event_time_us").to_pylist() == [
@@ -163,6 +164,20 @@ def test_good_logs_become_events(tmp_path, capsys) -> None:
             ("w", 100_000_000, 5.0, False),
         ]
     ]
+
+
+def test_events_of_another_mapping_are_not_gone_on_with(
+    tmp_path, capsys
+) -> None:
+    assert main(_logs(tmp_path, HEADER + "a,v,1700000000,61\n")) == 0
+    mapping = tmp_path / "m.yaml"
+    mapping.write_text(mapping.read_text().replace("> 60", "> 30"))
+    workdir = ["--workdir", str(tmp_path / "work")]
+    code, line = _fails(["run", *workdir], capsys)
+    assert code == 2
+    assert "--input DIR" in line
+    code, line = _fails(["run", *workdir, "--set", "beam.num_shards=3"], capsys)
+    assert code == 2
 
 
 def test_a_log_without_impressions_has_no_ranking(tmp_path, capsys) -> None:

@@ -1,7 +1,6 @@
 """The training loop: what it learns, how it resumes, what it says."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,15 @@ import numpy as np
 import pytest
 
 from models import training_step
-from models.inputs import max_lengths
 from models.keras_setup import tf
-from models.lanes import training_dataset
 from models.loss_scale import LossScale
 from models.retrieval import FullSoftmaxModel, RetrievalModel
-from pipeline import distributed_steps, training
-from pipeline.distribution import make_strategy
-from pipeline.training import TrainingResult, train
 from schemas.errors import InputError, WatchnextError
-from schemas.examples import retrieval_keys
 from tests.pipeline.rule_to_learn import (
-    CONFIG,
-    FEATURES,
-    VIDEOS,
+    assert_same_bits,
     build,
+    run,
+    weights,
     write_files,
 )
 
@@ -31,60 +24,6 @@ from tests.pipeline.rule_to_learn import (
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     return write_files(tmp_path_factory.mktemp("examples"))
-
-
-def hit_rate(model: RetrievalModel) -> dict[str, float]:
-    """Share of videos whose successor is scored highest."""
-    videos = np.arange(1, VIDEOS + 1)
-    history = np.full((VIDEOS, 4), -1)
-    history[:, 0] = videos
-    queries = model.query_embedding({"watch_history": tf.constant(history)})
-    embeddings, biases = model.candidates()
-    best = np.argmax(queries @ tf.transpose(embeddings) + biases, axis=1) + 1
-    return {"hit_rate": float(np.mean(best == (videos * 7) % VIDEOS + 1))}
-
-
-def run(
-    files: dict[str, int],
-    workdir: Path,
-    evaluate: Callable[[Any], dict[str, float]] = hit_rate,
-    build_model: Callable[[], Any] = build,
-    **options: Any,
-) -> TrainingResult:
-    config = CONFIG.model_copy(update=options.pop("changes", {}))
-    options.setdefault("metric", "hit_rate")
-
-    def make_dataset(epoch: int, skip: int) -> tf.data.Dataset:
-        return training_dataset(
-            files,
-            retrieval_keys(FEATURES, "train", example_age=False),
-            config.batch_size,
-            padded_lengths=max_lengths(FEATURES),
-            seed=1,
-            epoch=epoch,
-            skip_batches=skip,
-        )
-
-    return train(
-        build_model,
-        make_dataset,
-        evaluate,
-        config=config,
-        workdir=str(workdir),
-        strategy=make_strategy("one_device"),
-        progress=False,
-        **options,
-    )
-
-
-def weights(model: RetrievalModel) -> list[np.ndarray]:
-    variables = (*model.table_variables, *model.dense_variables)
-    return [v.numpy() for v in variables]
-
-
-def assert_same_bits(one: RetrievalModel, other: RetrievalModel) -> None:
-    for a, b in zip(weights(one), weights(other), strict=True):
-        assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("kind", [RetrievalModel, FullSoftmaxModel])
@@ -246,40 +185,3 @@ def test_wrong_inputs_are_explained(
         run(files, tmp_path / "b", lambda _: {"auc": 1.0})
     with pytest.raises(WatchnextError, match="is nan after epoch 1"):
         run(files, tmp_path / "c", lambda _: {"hit_rate": float("nan")})
-
-
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value of TensorBoard's logs."""
-    (log,) = folder.iterdir()
-    found: dict[str, dict[int, float]] = {}
-    for record in tf.data.TFRecordDataset(str(log)):
-        event = tf.compat.v1.Event.FromString(record.numpy())
-        for value in event.summary.value:
-            assert value.metadata.plugin_data.plugin_name == "scalars"
-            number = float(tf.make_ndarray(value.tensor))
-            found.setdefault(value.tag, {})[event.step] = number
-    return found
-
-
-def test_tensorboard_finds_scalars(
-    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = run(files, tmp_path / "plain", changes={"epochs": 1})
-    assert "train/gradient_norm/dense" not in scalars(tmp_path / "plain/logs")
-    # Of ten steps the 4th and the 8th tell their norms.
-    monkeypatch.setattr(training, "CHECK_EVERY", 4)
-    monkeypatch.setattr(distributed_steps, "CHECK_EVERY", 4)
-    told = run(files, tmp_path / "told", changes={"epochs": 1})
-    assert_same_bits(plain.model, told.model)
-    found = scalars(tmp_path / "told/logs")
-    assert {"train/loss", "train/examples_per_s", "epoch/hit_rate"} <= set(
-        found
-    )
-    for name in ("video", "output", "biases", "dense"):
-        norms = found[f"train/gradient_norm/{name}"]
-        assert len(norms) == 2
-        assert all(norm > 0 for norm in norms.values())
-    table = told.model.output_embeddings.numpy()[1:]
-    expected = np.linalg.norm(table, axis=1).mean()
-    norms = found["epoch/embedding_norm/output"]
-    assert norms == {1: pytest.approx(expected, rel=1e-5)}
