@@ -80,15 +80,15 @@ class Series:
       name: in the legend.
       y: values; of bars, one a group; of a histogram, one a bin.
       x: places; not for bars and histograms.
-      spread: half the width of a band (lines) or of an error bar, in the unit
-        of `y`.
+      spread: of a band (lines) or of error bars, in the unit of `y`: [n] to
+        either side, or [2, n] below and above.
       reference: what the others are held against: drawn dashed, in ink.
     """
 
     name: str
     y: Sequence[float]
     x: Sequence[float] = ()
-    spread: Sequence[float] | None = None
+    spread: Sequence[float] | Sequence[Sequence[float]] | None = None
     reference: bool = False
 
 
@@ -113,11 +113,12 @@ def lines(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
             label=one.name,
         )
         if one.spread is not None:
-            middle, half = np.asarray(one.y), np.asarray(one.spread)
+            middle = np.asarray(one.y)
+            below, above = np.broadcast_to(one.spread, (2, len(middle)))
             axes.fill_between(
                 one.x,
-                middle - half,
-                middle + half,
+                middle - below,
+                middle + above,
                 color=line[0].get_color(),
                 alpha=0.2,
                 linewidth=0,
@@ -307,7 +308,10 @@ def _for_a_page(svg: str, title: str) -> str:
     # Groups' ids are the same in every plot, and nothing refers to them.
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
-    body = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", body)
+    # Hundredths of a point are enough of a place; texts stay as they are.
+    body = re.sub(
+        r"<[^>]*>", lambda t: re.sub(r"(\.\d\d)\d+", r"\1", t.group()), body
+    )
     shades = {INK: "ink", FAINT: "grid"}
     shades |= {color: f"plot-{i}" for i, color in enumerate(COLORS, 1)}
     for shade, name in shades.items():

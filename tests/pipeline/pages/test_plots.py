@@ -55,6 +55,19 @@ def line_of(plot, number=0):
     return line
 
 
+def band_of(plot):
+    """Corners of the one band; it is drawn by reference, from below."""
+    root = parsed(plot)
+    (use,) = (
+        u
+        for u in root.iter(f"{SVG}use")
+        if "fill-opacity: 0.2" in u.get("style", "")
+    )
+    own = use.get("{http://www.w3.org/1999/xlink}href").removeprefix("#")
+    (path,) = (p for p in root.iter(f"{SVG}path") if p.get("id") == own)
+    return [(x, y + float(use.get("y"))) for x, y in corners(path)]
+
+
 def shares(values):
     """Each value's place between the first (0) and the last (1)."""
     return [(v - values[0]) / (values[-1] - values[0]) for v in values]
@@ -86,18 +99,29 @@ def test_a_logarithmic_axis_has_equal_steps_for_equal_ratios():
     assert {"1", "10", "100", "1,000"} <= set(texts(plot))
 
 
+def test_ticks_say_all_their_digits():
+    # Places are rounded to hundredths of a point, what is said is not.
+    plot = lines(
+        "L", X, Axis("s", limits=(0.07, 0.08)), [Series("a", [0.075], [1])]
+    )
+    assert {"0.07", "0.072", "0.074", "0.078"} <= set(texts(plot))
+
+
+def test_a_band_on_two_sides():
+    plot = lines(
+        "L", X, Y, [Series("a", [4, 8], [0, 1], spread=[[1, 1], [3, 3]])]
+    )
+    line, band = line_of(plot), band_of(plot)
+    unit = (line[0][1] - line[1][1]) / 4
+    at_end = [y for x, y in band if x == line[1][0]]
+    assert max(at_end) == pytest.approx(line[1][1] + unit, abs=0.05)
+    assert min(at_end) == pytest.approx(line[1][1] - 3 * unit, abs=0.05)
+
+
 def test_a_band_is_the_spread_on_both_sides():
     plot = lines("Loss", X, Y, [Series("a", [4, 8], [0, 1], spread=[1, 2])])
     line = line_of(plot)
-    root = parsed(plot)
-    (use,) = (
-        u
-        for u in root.iter(f"{SVG}use")
-        if "fill-opacity: 0.2" in u.get("style", "")
-    )
-    own = use.get("{http://www.w3.org/1999/xlink}href").removeprefix("#")
-    (path,) = (p for p in root.iter(f"{SVG}path") if p.get("id") == own)
-    band = [(x, y + float(use.get("y"))) for x, y in corners(path)]
+    band = band_of(plot)
     unit = (line[0][1] - line[1][1]) / 4  # From 4 to 8.
     at_end = [y for x, y in band if x == line[1][0]]
     assert min(at_end) == pytest.approx(line[1][1] - 2 * unit, abs=0.05)
