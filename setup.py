@@ -142,6 +142,7 @@ setup(
         "pipeline.configs",
         "pipeline.commands",
         "pipeline.pages",
+        "pipeline.report",
         "pipeline.serve",
         "models",
         "beam_jobs",
