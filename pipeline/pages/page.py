@@ -32,9 +32,8 @@ def write_page(path: str, template: str, values: Mapping[str, Any]) -> None:
     Raises:
       UsageError: the file cannot be written.
     """
+    check_path(path)
     text = render(template, values).encode()
-    if not path.endswith((".html", ".htm")):
-        raise UsageError(f"The page's file must end with .html, got {path!r}.")
     # An object store shows a file when it is closed, never half.
     remote = "://" in path
     part = path if remote else f"{path}.{uuid.uuid4().hex[:8]}.part"
@@ -52,6 +51,16 @@ def write_page(path: str, template: str, values: Mapping[str, Any]) -> None:
             f"The page cannot be written to {path}: {error}. Name another "
             "file with --output."
         ) from error
+
+
+def check_path(path: str) -> None:
+    """Checks a page's name, before the work that goes into it.
+
+    Raises:
+      UsageError: it is not that of an HTML file.
+    """
+    if not path.endswith((".html", ".htm")):
+        raise UsageError(f"The page's file must end with .html, got {path!r}.")
 
 
 def number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.console import say
-from pipeline.pages.page import write_page
+from pipeline.pages.page import check_path, write_page
 from pipeline.report import (
     card,
     data,
@@ -63,12 +63,13 @@ def write_report(
       UsageError: there is no such work directory, or the file cannot be
         written.
     """
+    path = output or join(workdir, REPORT_FILE)
+    check_path(path)
     sides = _sides(workdir, against)
     sections = [
         Section(name, title, _blocks(build, sides))
         for name, title, build in _SECTIONS
     ]
-    path = output or join(workdir, REPORT_FILE)
     write_page(
         path,
         _TEMPLATE,
