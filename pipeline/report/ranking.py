@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.pages.page import number
 from pipeline.pages.plots import Axis, Series, bars, scatter
 from pipeline.report.blocks import (
     Block,
@@ -131,7 +132,7 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
     low, high = (metrics.get(name + end) for end in _ENDS)
     if low is None or high is None:
         return "–"
-    return f"{low:.4g} to {high:.4g}"
+    return f"{number(low)} to {number(high)}"
 
 
 def _calibration(measured: Sequence[Side], sides: int) -> Iterator[Block]:
@@ -203,14 +204,18 @@ def _by_duration(side: Side, sides: int) -> Plot | None:
     plot = bars(
         title,
         [words(b) for b in buckets_of(metrics, "by_duration")],
-        Axis("watch time (s an impression)"),
+        # The intervals of small slices are wide: they may leave the plot.
+        Axis(
+            "watch time (s an impression)",
+            limits=(0.0, 1.6 * max(*expected, *observed, 1.0)),
+        ),
         [
             Series("expected", expected),
             Series("observed", observed, spread=below_above),
         ],
         lying=True,
     )
-    return Plot(title, plot)
+    return Plot(title, plot, "With 95 % intervals of what was observed.")
 
 
 def _slices(side: Side, sides: int) -> Iterator[Block]:
@@ -229,7 +234,7 @@ def _slices(side: Side, sides: int) -> Iterator[Block]:
         plot = bars(
             title,
             [str(row[1]) for row in named],
-            Axis("AUC", limits=(0.4, 1.0)),
+            Axis("AUC", limits=(0.0, 1.0)),
             [Series("model", [float(row[3] or 0.0) for row in named])],
             lying=True,
         )

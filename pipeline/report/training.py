@@ -85,9 +85,9 @@ def _curve(
         if points:
             x, y = zip(*points, strict=True)
             series.append(Series(name, y, x))
-    if not series:
+    longest = max((len(one.y) for one in series), default=0)
+    if longest < 2:  # A point is no curve; the table has its number.
         return None
-    longest = max(len(one.y) for one in series)
     every = -(-longest // 10)
     ticks = tuple(
         (float(n), str(n)) for n in range(1, longest + 1) if n % every == 0

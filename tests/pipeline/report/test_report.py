@@ -106,7 +106,7 @@ def test_numbers_are_those_of_the_artifacts(work: Path, page: Page) -> None:
     assert f"{popular:.4f}" in rate
     low, high = (metrics[f"ranking.auc_click_{e}"] for e in ("low", "high"))
     interval, auc, *_ = page.row("ranking", "auc_click")
-    assert interval == f"{low:.4g} to {high:.4g}"
+    assert interval == f"{low:.4f} to {high:.4f}"
     assert auc == f"{metrics['ranking.auc_click']:.4f}"
     manifest = json.loads((newest(work, "index") / "manifest.json").read_text())
     name, key, *_ = page.row("artifacts", "index")
