@@ -71,6 +71,13 @@ INSTALL_REQUIRES = [
     "rich>=14,<16",
     # Cores, memory and disk in `doctor`, memory in the benchmarks.
     "psutil>=7,<8",
+    # Plots of the report and pictures of the networks, as SVG and PNG without
+    # any program of the machine.
+    "matplotlib>=3.10,<4",
+    # The report's page; it escapes whatever a log's ids are made of.
+    "jinja2>=3.1.6,<4",
+    # The type by which a template tells plots from text; below jinja2 anyhow.
+    "markupsafe>=3,<4",
 ]
 
 # For `watchnext export --onnx`.
@@ -80,8 +87,6 @@ ONNX = [
     "tf2onnx>=1.17,<1.18",
     # The format and its checker.
     "onnx>=1.20,<2",
-    # Draws them, as SVG and PNG without any program of the machine.
-    "matplotlib>=3.10,<4",
 ]
 
 # A ranking baseline that is not among the default ones: users who do not ask
@@ -158,6 +163,8 @@ setup(
         "pipeline",
         "pipeline.configs",
         "pipeline.commands",
+        "pipeline.pages",
+        "pipeline.report",
         "pipeline.serve",
         "models",
         "beam_jobs",
@@ -169,6 +176,7 @@ setup(
     package_dir={"pipeline.configs": "configs"},
     package_data={
         "pipeline.configs": ["*.yaml", "mappings/*.yaml", "tuning/*.yaml"],
+        "pipeline.pages": ["*.html"],
         "pipeline.serve": ["page.html"],
     },
     install_requires=INSTALL_REQUIRES,

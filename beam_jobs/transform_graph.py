@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
+from tensorflow.core.protobuf import saved_model_pb2
+
+from schemas.errors import ArtifactError
+from schemas.features import FeatureSet
 
 # Candidates are compared with histories: 1,024 x 10 x 50 at once.
 _CHUNK_ROWS = 1024
@@ -16,6 +20,56 @@ def feature_names(path: str) -> frozenset[str]:
     """Names of the features that the graph in `transform_fn` gives."""
     output = tft.TFTransformOutput(path)
     return frozenset(output.transformed_feature_spec())
+
+
+def stored_knots(
+    path: str, features: FeatureSet
+) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Reads the knots of the continuous features out of a saved graph.
+
+    Args:
+      path: the folder `transform_fn`.
+      features: what the graph gives.
+
+    Returns:
+      name -> knots float32 [m] and levels float32 [m, 2], see
+      `beam_jobs.normalization`; m is 0 of a feature that had no value. None
+      where as many features are normalised with the candidates as without, as
+      the graph does not name which is which.
+
+    Raises:
+      ArtifactError: the graph does not hold them.
+    """
+    blocks = [
+        [f.name for f in features.select(*scopes, kind="continuous")]
+        for scopes in (("query", "request"), ("candidate",))
+    ]
+    names = {len(block): block for block in blocks if block}
+    if len(names) < sum(map(bool, blocks)):
+        return None
+    file = f"{path}/transform_fn/saved_model.pb"
+    saved = saved_model_pb2.SavedModel()
+    with tf.io.gfile.GFile(file, "rb") as stream:
+        saved.ParseFromString(stream.read())
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for node in saved.meta_graphs[0].graph_def.node:
+        if node.op != "Const":
+            continue
+        shape = [d.size for d in node.attr["value"].tensor.tensor_shape.dim]
+        # [F, M, 3]: nothing else that the graph holds has three dimensions.
+        if len(shape) != 3 or shape[2] != 3 or shape[0] not in names:
+            continue
+        stacked = tf.make_ndarray(node.attr["value"].tensor)
+        for name, own in zip(names[shape[0]], stacked, strict=True):
+            filled = np.isfinite(own[:, 0])
+            found[name] = own[filled, 0], own[filled, 1:]
+    missing = [n for block in names.values() for n in block if n not in found]
+    if missing:
+        raise ArtifactError(
+            f"{file} holds no knots of {', '.join(missing)}; run `watchnext "
+            "prepare` again."
+        )
+    return found
 
 
 class TransformGraph:

@@ -11,13 +11,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
+from matplotlib import patches
+from matplotlib.figure import Figure
+
 from models.experts import Experts
 from models.keras_setup import tf
 from models.query_tower import HISTORY
 from models.ranking import RankingModel
 from models.ranking_tasks import RATING, WATCH_TIME, WATCH_TIME_OUTPUT
 from models.retrieval import RetrievalModel
-from schemas.errors import UsageError
 from schemas.features import Feature
 
 # In units of one line of text.
@@ -50,9 +53,6 @@ def draw_retrieval(model: RetrievalModel, paths: Sequence[str]) -> None:
     Args:
       model: trained.
       paths: files to write; their ends say the format, `.svg` or `.png`.
-
-    Raises:
-      UsageError: the extra `onnx` is not installed.
     """
     tower, config = model.query_tower, model.config
     bags = ", ".join(str(n) for n in config.recency_bags)
@@ -193,7 +193,6 @@ def _draw(
     paths: Sequence[str],
 ) -> None:
     """Inputs and tables as rows; layers from left to right; outputs last."""
-    matplotlib, figures = _library()
     heights = [max(a.height, b.height) + _GAP for a, b in inputs]
     right = sum(box.height + _GAP for box in outputs)
     height = max(sum(heights), right) + 2.5
@@ -201,9 +200,9 @@ def _draw(
     width = 2 * _WIDE + columns * (_NARROW + _SPACE) + _WIDE / 4 + 2 * _SPACE
     # A character is about half as wide as a line is high.
     size = width * 0.5 / _LINES_AN_INCH, height / _LINES_AN_INCH
-    options = {"svg.hashsalt": title, "svg.fonttype": "none"}
+    options: Any = {"svg.hashsalt": title, "svg.fonttype": "none"}
     with matplotlib.rc_context(options):
-        figure = figures.Figure(figsize=size)
+        figure = Figure(figsize=size)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
@@ -240,8 +239,6 @@ def _draw(
 
 def _box(axes: Any, box: Box, x: float, y: float, width: float) -> None:
     """Draws a box from x on, centred at y."""
-    from matplotlib import patches
-
     axes.add_patch(
         patches.FancyBboxPatch(
             (x, y - box.height / 2),
@@ -271,15 +268,3 @@ def _arrow(
 ) -> None:
     style = {"arrowstyle": "-|>", "color": "#777777", "linewidth": 0.7}
     axes.annotate("", xy=end, xytext=start, arrowprops=style)
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        import matplotlib
-        from matplotlib import figure
-    except ImportError as error:
-        raise UsageError(
-            f"Pictures need a package that is not installed ({error}): run "
-            "`pip install 'watchnext[onnx]'`."
-        ) from error
-    return matplotlib, figure

@@ -29,8 +29,12 @@ from models.user_bootstrap import UserBootstrap
 # The click's metrics are named after the event.
 _METRIC_NAMES = {"clicked": "click"}
 _SCORE, _SECONDS = "score", "expected_watch_time_s"
+_MEANS = ("mean_expected_watch_time_s", "mean_watch_time_s")
 # What is worth knowing of a part of the impressions.
-_SLICE_METRICS = ("auc_click", "calibration", "weighted_per_user_loss")
+_SLICE_METRICS = (
+    *("auc_click", "calibration", "weighted_per_user_loss"),
+    *_MEANS,
+)
 
 Metrics = dict[str, float]
 # Name -> what computes it: not all that could be is asked for.
@@ -114,7 +118,8 @@ def measure(
         values["loss"] = predictions.loss
     if details is not None:
         for name, inside, metrics in _slices(predictions, details.facts):
-            every = _measures(predictions.where(inside))
+            part = predictions.where(inside)
+            every = _measures(part) | _means(part)
             some = {m: every[m] for m in metrics if m in every}
             found = _values(some, user[inside], bootstrap)
             found["impressions"] = float(inside.sum())
@@ -166,6 +171,18 @@ def _measures(predictions: Predictions) -> Measures:
     return measures
 
 
+def _means(predictions: Predictions) -> Measures:
+    """Both sides of the calibration, in seconds."""
+    if _SECONDS not in predictions.outputs:
+        return {}
+    observed = predictions.labels["watch_time_s"]
+    values = predictions.outputs[_SECONDS], observed
+    return {
+        name: functools.partial(ranking_metrics.mean_where_known, one, observed)
+        for name, one in zip(_MEANS, values, strict=True)
+    }
+
+
 def _values(
     measures: Measures, user: Array, bootstrap: UserBootstrap | None
 ) -> Metrics:
@@ -200,7 +217,7 @@ def _slices(
         for name, inside in deciles(predictions.outputs[_SECONDS]):
             if inside.any():
                 # The order within a tenth of equal predictions says nothing.
-                yield name, inside, ("calibration",)
+                yield name, inside, ("calibration", *_MEANS)
 
 
 def _off_policy(

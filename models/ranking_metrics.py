@@ -142,19 +142,19 @@ def log_loss(probability: ArrayLike, label: ArrayLike) -> Ratio:
     of_label = np.where(label > 0.5, probability, 1.0 - probability)
     # A probability of 0 or 1 that is wrong costs 36 nats, not infinity.
     smallest = np.finfo(np.float64).eps
-    return _mean(-np.log(np.clip(of_label, smallest, 1.0)), label)
+    return mean_where_known(-np.log(np.clip(of_label, smallest, 1.0)), label)
 
 
 def mae(expected: ArrayLike, observed: ArrayLike) -> Ratio:
     """Mean absolute error, in the unit of both arguments."""
     expected, observed = _scored(expected, observed)
-    return _mean(np.abs(expected - observed), observed)
+    return mean_where_known(np.abs(expected - observed), observed)
 
 
 def mse(expected: ArrayLike, observed: ArrayLike) -> Ratio:
     """Mean squared error, in the square of the arguments' unit."""
     expected, observed = _scored(expected, observed)
-    return _mean(np.square(expected - observed), observed)
+    return mean_where_known(np.square(expected - observed), observed)
 
 
 def calibration(expected: ArrayLike, observed: ArrayLike) -> Ratio:
@@ -164,8 +164,9 @@ def calibration(expected: ArrayLike, observed: ArrayLike) -> Ratio:
     return Ratio(np.where(known, expected, 0.0), np.where(known, observed, 0.0))
 
 
-def _mean(values: Floats, label: Floats) -> Ratio:
+def mean_where_known(values: ArrayLike, label: ArrayLike) -> Ratio:
     """The mean of the values whose label is known."""
+    values, label = (np.asarray(a, np.float64) for a in (values, label))
     known = np.isfinite(label)
     return Ratio(np.where(known, values, 0.0), known.astype(np.float64))
 

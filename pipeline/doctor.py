@@ -44,7 +44,7 @@ PACKAGES = (
 )
 
 # What `export --onnx` needs beside them.
-_ONNX = ("tf2onnx", "onnx", "matplotlib")
+_ONNX = ("tf2onnx", "onnx")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pipeline.event_stage import make_events
 from pipeline.model_stages import ModelStages
 from pipeline.publishing import models_of
 from pipeline.push import push
-from pipeline.recommend import print_table, request_of_user
+from pipeline.recommend import busiest_users, print_table, request_of_user
 from pipeline.recommend import recommend as ranked
+from pipeline.report.write import keep_report
 from pipeline.run import LEARNT, Run
 from pipeline.stages import prepare
 from schemas.artifacts import join
@@ -16,8 +17,26 @@ from schemas.artifacts import join
 DEMO_USERS, DEMO_ROWS = 3, 8
 
 
-def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
-    """Builds every stage that is not there, and prints the evaluation."""
+def run_all(run: Run, input_dir: str | None = None) -> None:
+    """Builds every stage that is not there, prints and reports it."""
+    _build(run, input_dir)
+    keep_report(run.workdir)
+
+
+def demo(run: Run) -> None:
+    """The whole line on simulated logs, then three users' lists."""
+    stages = _build(run)
+    watches = read_tables(
+        stages.data.split().files("test/watches-"),
+        stages.data.schema.arrow("watches"),
+    )
+    # Of the last day, the test.
+    for user in busiest_users(watches, DEMO_USERS):
+        _print_list(stages, user, DEMO_ROWS)
+    keep_report(run.workdir)
+
+
+def _build(run: Run, input_dir: str | None = None) -> ModelStages:
     events = make_events(run, input_dir)
     prepare(run, events)
     stages = ModelStages(run.building(*LEARNT), events=events)
@@ -29,21 +48,6 @@ def run_all(run: Run, input_dir: str | None = None) -> ModelStages:
     push(stages)
     print_metrics(stages.evaluation().metrics)
     return stages
-
-
-def demo(run: Run) -> None:
-    """The whole line on simulated logs, then three users' lists."""
-    stages = run_all(run)
-    watches = read_tables(
-        stages.data.split().files("test/watches-"),
-        stages.data.schema.arrow("watches"),
-    )
-    # The busiest users of the last day, so that there is something to see.
-    counts = watches.group_by("user_id").aggregate([("video_id", "count")])
-    order = [("video_id_count", "descending"), ("user_id", "ascending")]
-    busiest = counts.sort_by(order).column("user_id").to_pylist()
-    for user in busiest[:DEMO_USERS]:
-        _print_list(stages, user, DEMO_ROWS)
 
 
 def recommend(run: Run, user: str, as_of_us: int | None = None) -> None:

@@ -129,6 +129,17 @@ def described(
     ]
 
 
+def busiest_users(watches: pa.Table, number: int) -> list[str]:
+    """Users with the most of these watches, so that there is something to see.
+
+    Ties go by the user's id.
+    """
+    counts = watches.group_by("user_id").aggregate([("video_id", "count")])
+    order = [("video_id_count", "descending"), ("user_id", "ascending")]
+    users: list[str] = counts.sort_by(order).column("user_id").to_pylist()
+    return users[:number]
+
+
 def request_of_user(
     user_id: str,
     files: Mapping[str, Sequence[str]],

@@ -1,4 +1,4 @@
-"""Training, index, export, evaluation."""
+"""Training, index, export, evaluation, report."""
 
 from typing import Annotated
 
@@ -127,3 +127,33 @@ def evaluate(
     from pipeline.model_stages import ModelStages
 
     print_metrics(ModelStages(run).evaluation().metrics)
+
+
+@app.command(
+    epilog="Local: `watchnext report --workdir work/demo`.   Cluster: "
+    "`watchnext report --workdir gs://bucket/work --output report.html`."
+)
+def report(
+    workdir: WorkdirOption,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", help="The file; default is report.html in --workdir."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="WORKDIR",
+            help="Another run's work directory, shown side by side.",
+        ),
+    ] = None,
+) -> None:
+    """Write one HTML page of all there is: data, training, metrics, lists."""
+    from pipeline.console import import_tensorflow_quietly, say
+
+    import_tensorflow_quietly()
+    from pipeline.report.write import write_report
+
+    say(f"report: {write_report(workdir, output, against)}")

@@ -214,6 +214,12 @@ def test_details_are_slices_and_estimates_with_intervals():
     assert values[f"{part}impressions"] == 8
     assert values[f"{part}calibration"] == pytest.approx(48 / 108)
     assert 0.3 < values[f"{part}calibration_low"] < 48 / 108
+    assert values[f"{part}mean_expected_watch_time_s"] == pytest.approx(6.0)
+    assert values[f"{part}mean_watch_time_s"] == pytest.approx(108 / 8)
+    low, high = (
+        values[f"{part}mean_watch_time_s_{e}"] for e in ("low", "high")
+    )
+    assert 10 < low < 108 / 8 < high < 17
     assert f"{part}auc_click" not in values
     # All 24: clicked scores 3 (8 times) and 2 (4 times), others 1 and 2.
     # Right: 8 x 12 + 4 x 8, and 4 x 4 ties, of 12 x 12.

@@ -1,0 +1,1 @@
+"""Pages that stand alone: plots, a base template, and how one is written."""

@@ -1,0 +1,1 @@
+"""The report of a work directory: one section a module, one page in all."""
