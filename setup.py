@@ -97,12 +97,8 @@ LIGHTGBM = ["lightgbm>=4.6,<5"]
 # round any training; keras-tuner wants to build and fit a Keras model itself.
 TUNE = ["optuna>=5,<6"]
 
-# Runs `docs/walk_through.ipynb` in any Jupyter, with its plots.
-NOTEBOOK = [
-    "ipykernel>=7,<8",
-    # Draws, as for ONNX.
-    "matplotlib>=3.10,<4",
-]
+# Runs `docs/walk_through.ipynb` in any Jupyter.
+NOTEBOOK = ["ipykernel>=7,<8"]
 
 EXTRAS_REQUIRE = {
     # Dataflow, and gs:// for Beam. TensorFlow 2.21 reads gs:// by itself:

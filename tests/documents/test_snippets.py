@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from beam_jobs.sources.mapping import load_mapping
+from pipeline.tuning_space import Space
 from schemas.config import Config
 from tests.documents.markdown import CHECKOUT, PAGES, Block, blocks
 
@@ -27,10 +28,13 @@ def snippets(language: str) -> list[Block]:
 
 
 def check_yaml(text: str) -> None:
-    """Reads a mapping of logs, or sections of a configuration."""
+    """Reads a mapping of logs, a space of `tune`, or sections of a config."""
     values = yaml.safe_load(text)
     if "tables" in values:
         load_mapping(values)
+    elif all("." in name for name in values):
+        which = next(iter(values)).partition(".")[0]
+        Space.parse(values, which, Config(), "the snippet")
     else:
         Config.model_validate(values)
 
