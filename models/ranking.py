@@ -50,9 +50,9 @@ class RankingModel(tfrs.Model):
       initial_bias: head -> start of its bias; 0 where not given.
 
     Raises:
-      ValueError: a space without a size, no candidate features, or a task,
-        weight or score that names what does not exist.
-      UsageError: a cross of the wide part likewise.
+      ValueError: a space without a size, or no candidate features.
+      UsageError: a task, weight, score or cross of the wide part that names
+        what does not exist.
     """
 
     def __init__(

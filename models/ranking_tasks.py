@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from models.keras_setup import tf
+from schemas.errors import UsageError
 from schemas.events import LONGEST_WATCH_S
 from schemas.model_config import RankingConfig
 
@@ -45,27 +46,27 @@ def check(config: RankingConfig, labels: Sequence[str]) -> None:
     """Checks that tasks, weights and score name what exists.
 
     Raises:
-      ValueError: naming what is possible and what was received.
+      UsageError: naming what is possible and what was received.
     """
     # Watch time is a task already.
     possible = [label for label in labels if label != "watch_time_s"]
     twice = len(set(config.tasks)) < len(config.tasks)
     if twice or not set(config.tasks) <= set(possible):
-        raise ValueError(
+        raise UsageError(
             "`ranking.tasks` must be different names of the log's labels, "
             f"{', '.join(possible)}; received {config.tasks}."
         )
     known = (WATCH_TIME, *config.tasks)
     for name, weight in config.task_weights.items():
         if name not in known or not 0.0 <= weight < math.inf:
-            raise ValueError(
+            raise UsageError(
                 "`ranking.task_weights` must be finite weights, at least 0, of "
                 f"{', '.join(known)}; received {name!r}: {weight}."
             )
     outputs = [output_name(head, config) for head in heads(config)]
     powers = config.score_weights
     if not powers or not set(powers) <= set(outputs):
-        raise ValueError(
+        raise UsageError(
             "`ranking.score_weights` must be powers of outputs that this "
             f"configuration has, {', '.join(outputs) or 'none'}; received "
             f"{dict(powers)}. The outputs follow from `objective`, `tasks` "

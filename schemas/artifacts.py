@@ -30,7 +30,9 @@ from apache_beam.io.filesystems import FileSystems
 from schemas.errors import ArtifactError, UsageError
 from schemas.records import RecordCounter
 
-SCHEMA_VERSION = 2
+# Part of every key: what stages wrote before a change of the request or of the
+# files is made again, not misread.
+SCHEMA_VERSION = 3
 MARKER, MANIFEST, RUN, METRICS = (
     "COMPLETED",
     "manifest.json",

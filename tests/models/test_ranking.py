@@ -9,7 +9,7 @@ import pytest
 from models.keras_setup import keras, tf
 from models.ranking import RankingModel
 from models.ranking_inputs import embedding_dim
-from schemas.errors import ArtifactError
+from schemas.errors import ArtifactError, UsageError
 from schemas.features import Feature, FeatureSet
 from schemas.model_config import ExpertsConfig, RankingConfig
 
@@ -553,7 +553,7 @@ def test_a_click_model_has_no_watch_time_head():
     ],
 )
 def test_names_that_do_not_exist_are_refused(update, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         make_model(CONFIG.model_copy(update=update))
 
 
