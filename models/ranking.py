@@ -23,8 +23,8 @@ from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import keras, tf, tfrs
 from models.position_bias import PositionBias
 from models.precision import compute_dtype, dense
-from models.random_rows import row_uniform
 from models.ranking_inputs import RankingInputs, Tensors
+from models.request_dropout import kept_embeddings, kept_units
 from models.saved_weights import read_weights, reading_model, write_model
 from models.towers import Tower
 from schemas.features import FeatureSet, from_json, to_json
@@ -285,12 +285,25 @@ class RankingModel(tfrs.Model):
         row = slots[:, 0]
 
         def dropped(hidden: tf.Tensor, number: int) -> tf.Tensor:
-            kept = self._kept(features, hidden.shape[1], (step, number))
+            kept = kept_units(
+                features[EXAMPLE_INDEX],
+                hidden.shape[1],
+                (self.seed, step, number),
+                self.config.dropout,
+            )
             return hidden * tf.cast(tf.gather(kept, row), hidden.dtype)
 
         drop = dropped if training and self.config.dropout else _no_drop
         dtype = compute_dtype(self.config.precision, training)
-        x = self._shared(features, slots, drop, dtype)
+        known = None
+        if training and self.config.embedding_dropout:
+            known = kept_embeddings(
+                features[EXAMPLE_INDEX],
+                len(self._inputs.dropped),
+                (self.seed, step),
+                self.config.embedding_dropout,
+            )
+        x = self._shared(features, slots, drop, dtype, known)
         if self.experts is None:
             logits = self.head(x)
         else:
@@ -316,6 +329,7 @@ class RankingModel(tfrs.Model):
         slots: tf.Tensor,
         drop: Drop,
         dtype: tf.DType = tf.float32,
+        known: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """The shared layers' output, float32 [N, U], computed in a dtype."""
         first, *others = self.tower.layers
@@ -323,27 +337,18 @@ class RankingModel(tfrs.Model):
         # product has B rows, not N.
         kernel, bias = (tf.cast(w, dtype) for w in (first.kernel, first.bias))
         w_q, w_c = tf.split(kernel, [self._inputs.request_width, -1])
-        request = tf.cast(self._inputs.request(features), dtype)
-        candidate = tf.cast(self._inputs.candidate(features, slots), dtype)
+        request = self._inputs.request(features)
+        candidate = self._inputs.candidate(features, slots)
+        if known is not None:
+            request *= tf.gather(known, self._inputs.request_owner, axis=1)
+            of_row = tf.gather(known, slots[:, 0])
+            candidate *= tf.gather(of_row, self._inputs.candidate_owner, axis=1)
+        request, candidate = (tf.cast(x, dtype) for x in (request, candidate))
         by_request = tf.gather(tf.matmul(request, w_q) + bias, slots[:, 0])
         hidden = drop(tf.nn.relu(by_request + tf.matmul(candidate, w_c)), 0)
         for i, layer in enumerate(others, 1):
             hidden = drop(dense(layer, hidden, dtype), i)
         return tf.cast(hidden, tf.float32)
-
-    def _kept(
-        self, inputs: Tensors, units: int, key: tuple[tf.Tensor | int, int]
-    ) -> tf.Tensor:
-        """Inverted dropout [B, units]: the same units all over a request.
-
-        So its candidates are compared on equal terms, and the draw does not
-        depend on how requests are spread over workers.
-        """
-        index = inputs[EXAMPLE_INDEX]
-        shape = tf.stack([tf.size(index), units])
-        uniform = row_uniform(shape, (self.seed, *key), index[0])
-        kept = tf.cast(uniform >= self.config.dropout, tf.float32)
-        return kept / (1.0 - self.config.dropout)
 
     def _bias(
         self,

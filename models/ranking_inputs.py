@@ -6,7 +6,9 @@ section 4.1).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from models.embeddings import EmbeddingTables
 from models.keras_setup import tf
@@ -18,6 +20,8 @@ from schemas.features import (
 )
 
 _HISTORY = "watch_history"
+# Embeddings of so few terms are learnt from many examples each.
+_FEW_TERMS = 100
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -65,6 +69,17 @@ class RankingInputs:
         self.embeddings = EmbeddingTables(
             {s: (self.sizes[s], self._dim(s)) for s in spaces}, seed
         )
+        features_read = (*self._of_request, *self._of_candidate)
+        # Features that `embedding_dropout` drops.
+        self.dropped = [
+            f.name
+            for f in features_read
+            if f.space is not None and self.sizes[f.space] > _FEW_TERMS
+        ]
+        # Number in `dropped` of the feature that each input belongs to, or
+        # their count: int [Q] and [P].
+        self.request_owner = self._owners(self._of_request)
+        self.candidate_owner = self._owners(self._of_candidate)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -119,6 +134,11 @@ class RankingInputs:
         # The last watch says more than the mean of fifty.
         bags = self.embeddings.mean_bags(feature.space, values, (None, 1))
         return tf.reshape(bags, [-1, self._width(feature)])
+
+    def _owners(self, features: Sequence[Feature]) -> np.ndarray:
+        numbers = {name: i for i, name in enumerate(self.dropped)}
+        owners = [numbers.get(f.name, len(numbers)) for f in features]
+        return np.repeat(owners, [self._width(f) for f in features])
 
     def _width(self, feature: Feature) -> int:
         if feature.space is None:

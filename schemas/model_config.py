@@ -141,7 +141,12 @@ class RankingConfig(Section):
     # Null: the heads read the shared layers, all tasks the same.
     experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
+    # Of units, after each layer.
     dropout: Dropout = 0.0
+    # In training, of the embedding of each feature with more than 100 terms,
+    # as a whole: where a term has few examples the network must not learn it
+    # by heart. With few examples in all, 0.8.
+    embedding_dropout: Dropout = 0.0
     # Of the ReLU layers in training; weights, heads, losses and all that is
     # evaluated or served are float32. Most CPUs are slower by it.
     precision: Precision = "float32"

@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from models import ranking_inputs
 from models.keras_setup import keras, tf
 from models.ranking import RankingModel
 from models.ranking_inputs import embedding_dim
+from models.request_dropout import kept_embeddings, kept_units
 from schemas.errors import ArtifactError, UsageError
 from schemas.features import Feature, FeatureSet
 from schemas.model_config import ExpertsConfig, RankingConfig
@@ -124,13 +126,15 @@ def naive_vector(model, feature, values):
     return [mean, table[entries[0]] if entries else zero]
 
 
-def naive_logits(model, batch, b, c):
+def naive_logits(model, batch, b, c, scales=None):
     inputs = []
     for scopes in (("query", "request"), ("candidate",)):
         for feature in FEATURES.select(*scopes):
             values = batch[feature.name].numpy()[b]
             values = values[c] if feature.scope == "candidate" else values
-            inputs += naive_vector(model, feature, values)
+            scale = (scales or {}).get(feature.name, 1.0)
+            vectors = naive_vector(model, feature, values)
+            inputs += [scale * vector for vector in vectors]
     hidden = np.concatenate(inputs)
     for layer in model.tower.layers:
         kernel, bias = (w.numpy() for w in layer.weights)
@@ -401,8 +405,15 @@ def test_padding_changes_neither_loss_nor_gradients(config):
 
 
 @both
-def test_two_halves_of_a_batch_add_up_to_the_batch(config):
-    config = config.model_copy(update={"dropout": 0.4, "position_dropout": 0.5})
+def test_two_halves_of_a_batch_add_up_to_the_batch(config, monkeypatch):
+    monkeypatch.setattr(ranking_inputs, "_FEW_TERMS", 3)
+    config = config.model_copy(
+        update={
+            "dropout": 0.4,
+            "position_dropout": 0.5,
+            "embedding_dropout": 0.3,
+        }
+    )
     model, batch = spread(make_model(config)), make_batch((3, 1, 2, 3))
     halves = [
         {k: v[part] for k, v in batch.items()}
@@ -424,13 +435,43 @@ def test_two_halves_of_a_batch_add_up_to_the_batch(config):
 
 
 def test_dropout_keeps_the_mean_and_the_whole_request():
-    config = CONFIG.model_copy(update={"dropout": 0.25})
-    model = make_model(config)
-    index = {"example_index": tf.range(20_000, dtype=tf.int64)}
-    kept = model._kept(index, 5, (3, 0)).numpy()
+    index = tf.range(20_000, dtype=tf.int64)
+    kept = kept_units(index, 5, (1, 3, 0), 0.25).numpy()
     assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.75)}
     # 100,000 draws: a standard deviation of 0.002.
     assert kept.mean() == pytest.approx(1.0, abs=0.01)
+    # Of embeddings, and a column of what is never dropped.
+    kept = kept_embeddings(index, 2, (1, 3), 0.8).numpy()
+    assert set(np.unique(kept[:, :2])) == {0.0, np.float32(1 / (1 - 0.8))}
+    assert kept[:, :2].mean() == pytest.approx(1.0, abs=0.05)
+    np.testing.assert_array_equal(kept[:, 2], 1.0)
+
+
+def test_whole_embeddings_are_dropped_where_there_are_many_terms(monkeypatch):
+    # Of the spaces video 6, token 4, device 3, surface 2, topic 5.
+    monkeypatch.setattr(ranking_inputs, "_FEW_TERMS", 3)
+    model = make_model(CONFIG.model_copy(update={"embedding_dropout": 0.5}))
+    inputs = model._inputs
+    assert inputs.dropped == [
+        *("watch_history", "search_tokens", "video", "topics")
+    ]
+    # Widths: history 2 x 4 (two bags), tokens 4, device 4, age 4, surface 4,
+    # watches 4; video 4, topics 4, duration 4.
+    assert inputs.request_owner.tolist() == [0] * 8 + [1] * 4 + [4] * 16
+    assert inputs.candidate_owner.tolist() == [2] * 4 + [3] * 4 + [4] * 4
+    spread(model)
+    batch = make_batch((3, 3, 3, 3))
+    drawn = kept_embeddings(batch["example_index"], 4, (3, 7), 0.5).numpy()
+    assert len(np.unique(drawn[:, :4], axis=0)) > 1
+    slots = model._slots(batch)
+    found = model._logits(batch, slots, training=True, step=7)
+    for i, (b, c) in enumerate(slots.numpy()):
+        scales = dict(zip(inputs.dropped, drawn[b], strict=False))
+        for head, z in naive_logits(model, batch, b, c, scales).items():
+            assert float(found[head][i]) == pytest.approx(z, rel=1e-4), head
+    still = model._logits(batch, slots)["clicked"].numpy()
+    plain = spread(make_model())._logits(batch, slots)["clicked"].numpy()
+    np.testing.assert_array_equal(still, plain)
 
 
 def test_unknown_ids_and_padding_get_no_gradient():
