@@ -60,7 +60,7 @@ def draw_retrieval(model: RetrievalModel, paths: Sequence[str]) -> None:
     if config.sequence is not None:
         how[HISTORY] += f"; self-attention over {config.sequence.length}"
     inputs = _inputs(
-        model.features.select("query"), model, tower.input_widths, how
+        tower.features, model, tower.input_widths, how
     )
     dim = int(model.candidates()[0].shape[1])
     embedding = Box("output", ("query embedding u", f"[B, {dim}]"))

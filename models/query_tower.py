@@ -43,6 +43,13 @@ class QueryTower(tf.Module):
       config: the model's section.
       seed: of initial weights and dropout.
       example_age: whether training examples carry their age (section 3.3).
+
+    Attributes:
+      features: those it reads: all but `config.left_out`.
+
+    Raises:
+      InputError: `left_out` names what is no query feature, or the examples'
+        histories are shorter than the sequence encoder looks back.
     """
 
     def __init__(
@@ -55,15 +62,17 @@ class QueryTower(tf.Module):
         example_age: bool,
     ) -> None:
         super().__init__(name="query_tower")
-        self.config, self.example_age = config, example_age
-        self._features = features.select("query")
+        self.config = config
+        self.example_age = example_age and AGE not in config.left_out
+        self.features = _read(features, config.left_out)
         sequence = config.sequence
         self._beside = sequence is not None and sequence.place == "beside"
-        tables = {s: (sizes[s], self._dim(s)) for s in features.spaces("query")}
+        spaces = FeatureSet(self.features).spaces("query")
+        tables = {s: (sizes[s], self._dim(s)) for s in spaces}
         if self._beside:
             tables[_BESIDE] = tables["video"]
         self.embeddings = EmbeddingTables(tables, seed)
-        self.sequence = _sequence_encoder(self._features, config, seed)
+        self.sequence = _sequence_encoder(self.features, config, seed)
         width = sum(self.input_widths.values())
         self.tower = Tower(
             width,
@@ -82,7 +91,7 @@ class QueryTower(tf.Module):
     @property
     def input_widths(self) -> dict[str, int]:
         """Feature -> its share of the tower's input."""
-        widths = {f.name: self._width(f) for f in self._features}
+        widths = {f.name: self._width(f) for f in self.features}
         return widths | ({AGE: 1} if self.example_age else {})
 
     @property
@@ -135,7 +144,7 @@ class QueryTower(tf.Module):
         index = features.get(EXAMPLE_INDEX)
         first_row = 0 if index is None else index[0]
         parts, encoded = [], []
-        for feature in self._features:
+        for feature in self.features:
             values = features[feature.name]
             if feature.name == HISTORY:
                 parts += self._bags(values, moments)
@@ -270,6 +279,25 @@ def _at_moments(part: tf.Tensor, moments: int, known: bool) -> tf.Tensor:
     if known:
         return tf.repeat(part, moments, axis=1)
     return tf.pad(part, [[0, 0], [0, moments - 1], [0, 0]])
+
+
+def _read(
+    features: FeatureSet, left_out: tuple[str, ...]
+) -> tuple[Feature, ...]:
+    """The query features without those left out.
+
+    Raises:
+      InputError: one that is not there, or the watch history.
+    """
+    query = features.select("query")
+    possible = [f.name for f in query if f.name != HISTORY] + [AGE]
+    for name in left_out:
+        if name not in possible:
+            raise InputError(
+                f"`retrieval.left_out` names {name!r}; this log's model can "
+                f"do without {', '.join(possible)}."
+            )
+    return tuple(f for f in query if f.name not in left_out)
 
 
 def _sequence_encoder(

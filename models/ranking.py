@@ -72,7 +72,7 @@ class RankingModel(tfrs.Model):
         self.labels, self.positions = tuple(labels), positions
         self.heads = ranking_tasks.heads(config)
         self._inputs = RankingInputs(
-            features, sizes, config.max_embedding_dim, seed
+            features, sizes, config.max_embedding_dim, seed, config.powers
         )
         self.embeddings = self._inputs.embeddings
         self.tower = Tower(

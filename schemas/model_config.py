@@ -41,6 +41,9 @@ class RetrievalConfig(Section):
     # Bags over the last n watches, all of one table; the paper: [50].
     recency_bags: Units = (50, 5, 1)
     pooling: Pooling = "mean"
+    # Query features of the log that the model does not read, such as
+    # `search_tokens` or `user_age`; or `example_age`.
+    left_out: tuple[str, ...] = ()
     # A sequence encoder beside the bags, or instead of them.
     sequence: SequenceConfig | None = None
     # ReLU layers before the query embedding; the paper: halving widths, and
@@ -141,6 +144,9 @@ class RankingConfig(Section):
     # Null: the heads read the shared layers, all tasks the same.
     experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
+    # Also read the square and the root of each normalised continuous value
+    # (paper, section 4.1).
+    powers: bool = True
     # Of units, after each layer.
     dropout: Dropout = 0.0
     # In training, of the embedding of each feature with more than 100 terms,
