@@ -92,7 +92,8 @@ class QueryTower(tf.Module):
     def input_widths(self) -> dict[str, int]:
         """Feature -> its share of the tower's input."""
         widths = {f.name: self._width(f) for f in self.features}
-        return widths | ({AGE: 1} if self.example_age else {})
+        hats = self.config.example_age_hats
+        return widths | ({AGE: hats} if self.example_age else {})
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
@@ -158,7 +159,8 @@ class QueryTower(tf.Module):
             age = features.get(AGE)
             if age is None:
                 age = tf.zeros(tf.shape(parts[0])[:1])
-            parts.append(_at_moments(age[:, None, None], moments, True))
+            hats = age_hats(age, self.config.example_age_hats)
+            parts.append(_at_moments(hats[:, None], moments, True))
         if not self._beside:
             parts, encoded = parts + encoded, []
         towered = self.tower(
@@ -270,6 +272,24 @@ def pooled(
         return tf.where(count > 0, highest, 0.0)
     total = tf.matmul(windows, vectors)
     return total if pooling == "sum" else total / tf.maximum(count, 1.0)
+
+
+def age_hats(age: tf.Tensor, number: int) -> tf.Tensor:
+    """What the tower reads of the example age.
+
+    Args:
+      age: float32 [B], in [0, 1] but for serving, which may be past 0.
+      number: n of hats; 1 is the age itself.
+
+    Returns:
+      float32 [B, n]; of n > 1, hat i is 1 at i / (n - 1), 0 from the next hat
+      on and linear between: they add up to 1.
+    """
+    if number == 1:
+        return age[:, None]
+    place = tf.clip_by_value(age, 0.0, 1.0)[:, None] * (number - 1.0)
+    distance = tf.abs(place - tf.range(number, dtype=tf.float32))
+    return tf.maximum(1.0 - distance, 0.0)
 
 
 def _at_moments(part: tf.Tensor, moments: int, known: bool) -> tf.Tensor:

@@ -155,5 +155,5 @@ class RankingInputs:
 
 
 def _without_powers(values: tf.Tensor) -> tf.Tensor:
-    """Keeps x~ and is_missing of [..., 4], leaves out x~ squared and its root."""
+    """Keeps x~ and is_missing of [..., 4], not x~ squared and its root."""
     return tf.gather(values, [0, CONTINUOUS_WIDTH - 1], axis=-1)

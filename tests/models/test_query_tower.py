@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.query_tower import QueryTower, pooled
+from models.query_tower import QueryTower, age_hats, pooled
 from schemas.errors import InputError
 from schemas.features import Feature, FeatureSet
 from schemas.model_config import RetrievalConfig, SequenceConfig
@@ -157,3 +157,14 @@ def test_what_is_left_out_changes_nothing() -> None:
 def test_only_known_features_can_be_left_out(name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}'.*user_age, example_age"):
         build(left_out=(name,))
+
+
+def test_hats_of_the_age_are_an_interpolation() -> None:
+    # Of 5 hats, at 0, 1/4 ... 1: 0.3 is 4/5 of the second, 1/5 of the third.
+    ages = tf.constant([0.3, 0.0, 1.0, -0.1, 0.5])
+    expected = np.zeros((5, 5))
+    expected[0, [1, 2]] = 0.8, 0.2
+    expected[[1, 2, 3, 4], [0, 4, 0, 2]] = 1.0
+    np.testing.assert_allclose(age_hats(ages, 5), expected, atol=1e-6)
+    np.testing.assert_array_equal(age_hats(ages, 1)[:, 0], ages)
+    assert sum(build(example_age_hats=5).input_widths.values()) == 39
