@@ -54,12 +54,13 @@ class CellResult:
     Attributes:
       values: name -> measured number.
       fingerprint: of all that they follow from.
-      seconds: that it took.
+      seconds, cpu_seconds: that it took, by the clock and of all cores.
     """
 
     values: Measured
     fingerprint: str
     seconds: float
+    cpu_seconds: float
 
 
 class Results:

@@ -10,7 +10,7 @@ from pipeline.experiments.verdicts import Check, above
 
 TRAININGS, STEPS, NUM_EXPERTS = 20, 300, 3
 LEARNING_RATES = (0.01, 0.02)
-_QUICK_TRAININGS = 5
+_QUICK_TRAININGS = 3
 RATES = {"no_dropout": 0.0, "dropout": 0.1}
 
 

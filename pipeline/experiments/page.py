@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.experiments.experiment import Cell
 from pipeline.experiments.plan import Plan
 from pipeline.experiments.verdicts import HOLDS, combined
 from pipeline.pages import page
@@ -62,13 +61,12 @@ def _part(outcome: "Outcome", quick: bool) -> Mapping[str, Any]:
         "exhibit": experiment.exhibit(results, quick) if measured else None,
         "missing": [(str(cell), why) for cell, why in outcome.missing.items()],
         "runs": [
-            _run(cell, result.fingerprint, result.seconds)
+            (
+                str(cell),
+                result.fingerprint[:12],
+                round(result.seconds),
+                round(result.cpu_seconds),
+            )
             for cell, result in measured.items()
         ],
     }
-
-
-def _run(
-    cell: Cell, fingerprint: str, seconds: float
-) -> tuple[str, str, float]:
-    return str(cell), fingerprint[:12], round(seconds, 1)

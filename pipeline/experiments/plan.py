@@ -71,8 +71,9 @@ class Plan:
             CONFIG,
             [
                 *self.scale.overrides,
-                *setting.overrides,
                 *self.overrides,
+                # Last: what is compared is never set by hand.
+                *setting.overrides,
                 f"seed={cell.seed}",
             ],
         )
@@ -133,7 +134,7 @@ class Plan:
                 f"{cell} has no data in {self.folder}; run `watchnext "
                 "reproduce` to prepare it."
             )
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         scratch = self._stem(cell) + ".scratch"
         config = self.config(cell)
         bench = Bench(
@@ -149,7 +150,12 @@ class Plan:
             raise WatchnextError(
                 f"{cell} gave no number for {', '.join(wrong)}."
             )
-        result = CellResult(values, fingerprint, time.monotonic() - started)
+        result = CellResult(
+            values,
+            fingerprint,
+            time.monotonic() - started,
+            time.process_time() - cpu_started,
+        )
         path = self._result(cell, fingerprint)
         part = f"{path}.part"
         Path(part).parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +175,8 @@ class Plan:
         if not path.exists():
             return None
         kept = json.loads(path.read_text())
-        return CellResult(kept["values"], kept["fingerprint"], kept["seconds"])
+        kept.pop("cell")
+        return CellResult(**kept)
 
     def log(self, cell: Cell) -> str:
         """Where the process that measures a cell writes."""
