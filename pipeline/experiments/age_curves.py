@@ -18,17 +18,23 @@ from schemas.split import DAY_US, SplitBounds
 from schemas.vocabularies import Vocabulary
 
 
+# Of each day the probability is the mean over so many moments: the log's
+# share, beside it, is that of the whole day too.
+MOMENTS_A_DAY = 4
+
+
 def day_ages(bounds: SplitBounds) -> np.ndarray:
-    """The example age in the middle of each day of the training window.
+    """The example age at the moments of each day of the training window.
 
     Returns:
-      float32 [days], as the examples have it: 1 at the window's start, 0 at
-      its end.
+      float32 [days, MOMENTS_A_DAY], as the examples have it: 1 at the
+      window's start, 0 at its end.
     """
     window_us = bounds.train_end_us - bounds.log_start_us
     days = window_us // DAY_US
-    middle_us = (np.arange(days) + 0.5) * DAY_US
-    return ((window_us - middle_us) / window_us).astype(np.float32)
+    moment = (np.arange(days * MOMENTS_A_DAY) + 0.5) / MOMENTS_A_DAY
+    ages = (window_us - moment * DAY_US) / window_us
+    return ages.astype(np.float32).reshape(days, MOMENTS_A_DAY)
 
 
 def swept_probabilities(
@@ -37,21 +43,21 @@ def swept_probabilities(
     ages: np.ndarray,
     videos: np.ndarray,
 ) -> np.ndarray:
-    """Mean softmax probability of videos at each example age.
+    """Mean softmax probability of videos on each day.
 
     Args:
       model: trained, with or without the example age.
       contexts: query features by name, [B, ...].
-      ages: float32 [A].
+      ages: float32 [days, M], the moments of each.
       videos: int64 [n], ids from 1.
 
     Returns:
-      float64 [n, A].
+      float64 [n, days], the mean over contexts and moments.
     """
     embeddings, biases = map(np.asarray, model.candidates())
     count = int(contexts["watch_history"].shape[0])
-    found = np.empty((len(videos), len(ages)))
-    for column, age in enumerate(ages):
+    found = np.empty((len(videos), ages.size))
+    for column, age in enumerate(ages.ravel()):
         queries = model.query_embedding(
             {**contexts, AGE: tf.fill([count], tf.constant(age, tf.float32))}
         )
@@ -60,7 +66,7 @@ def swept_probabilities(
         weights = np.exp(logits)
         weights /= weights.sum(axis=1, keepdims=True)
         found[:, column] = weights.mean(axis=0, dtype=np.float64)[videos - 1]
-    return found
+    return found.reshape(len(videos), *ages.shape).mean(axis=2)
 
 
 def daily_shares(

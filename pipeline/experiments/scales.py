@@ -3,8 +3,8 @@
 The paper's models (`configs/paper.yaml`) on a log of some hundred thousand
 watches in place of some hundred billion. So all widths of candidate generation
 are a quarter of the paper's; hidden units are not dropped and tables learn by
-Adam, since the steps are few; and the example age goes in as hat functions, a
-few hours each, since a few thousand steps do not bend a curve of one number.
+Adam, since the steps are few; and the example age goes in as hat functions, one
+a day, since a few thousand steps do not bend a curve of one number.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _RETRIEVAL = (
     "retrieval.dropout=0.0",
     "retrieval.table_optimizer=lazy_adam",
     "retrieval.table_learning_rate=0.003",
-    "retrieval.example_age_hats=56",
+    "retrieval.example_age_hats=28",
     "ranking.tasks=[]",
 )
 FULL = Scale(
@@ -48,8 +48,8 @@ FULL = Scale(
     (
         *_RETRIEVAL,
         "simulator.num_users=8000",
-        "simulator.num_videos=3000",
-        "simulator.num_channels=300",
+        "simulator.num_videos=1500",
+        "simulator.num_channels=200",
         "simulator.requests_per_user_day=0.4",
         "retrieval.num_negatives=500",
     ),

@@ -43,26 +43,27 @@ def hand_set_model(example_age: bool) -> RetrievalModel:
 
 def test_the_sweep_is_the_mean_softmax_over_the_contexts() -> None:
     contexts = {"watch_history": tf.constant([[1, 2], [2, 1]], tf.int64)}
-    ages = np.float32([0.0, 0.5, 1.0])
+    # Three days of two moments each.
+    ages = np.float32([[0.0, 0.1], [0.5, 0.6], [0.9, 1.0]])
     found = age_curves.swept_probabilities(
         hand_set_model(True), contexts, ages, np.array([2, 1])
     )
     # Logit of video 1: 1 or 0 by context, + 2 age; of video 2: always 1.
-    logits = np.array([[1.0], [0.0]]) + 2 * ages
-    first = 1 / (1 + np.exp(1 - logits))
-    np.testing.assert_allclose(found[1], first.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(found[0], 1 - first.mean(axis=0), rtol=1e-6)
+    logits = np.array([1.0, 0.0]) + 2 * ages[:, :, None]
+    first = (1 / (1 + np.exp(1 - logits))).mean(axis=(1, 2))
+    np.testing.assert_allclose(found[1], first, rtol=1e-6)
+    np.testing.assert_allclose(found[0], 1 - first, rtol=1e-6)
 
 
 def test_without_the_age_the_curve_is_constant_and_uncorrelated() -> None:
     contexts = {"watch_history": tf.constant([[1, 2]], tf.int64)}
-    ages = np.linspace(0, 1, 28, dtype=np.float32)
+    ages = np.linspace(0, 1, 28, dtype=np.float32)[:, None]
     found = age_curves.swept_probabilities(
         hand_set_model(False), contexts, ages, np.array([1, 2])
     )
     assert np.ptp(found, axis=1).tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(
-        age_curves.correlations(found, np.stack([ages, ages])), [0.0, 0.0]
+        age_curves.correlations(found, np.stack([ages[:, 0]] * 2)), [0.0, 0.0]
     )
 
 
@@ -81,11 +82,12 @@ def bounds() -> SplitBounds:
     return SplitBounds("time", START, end, end + DAY_US, 0.0)
 
 
-def test_ages_are_those_of_the_days_middles(bounds: SplitBounds) -> None:
-    # Of 4 days, the first's middle is 3.5 days before the end.
-    np.testing.assert_allclose(
-        age_curves.day_ages(bounds), [3.5 / 4, 2.5 / 4, 1.5 / 4, 0.5 / 4]
-    )
+def test_ages_are_those_of_moments_of_the_days(bounds: SplitBounds) -> None:
+    found = age_curves.day_ages(bounds)
+    # Of 4 days; the first day's moments are 1/8, 3/8, 5/8, 7/8 of it.
+    assert found.shape == (4, 4)
+    np.testing.assert_allclose(found[0], 1 - np.array([1, 3, 5, 7]) / 32)
+    np.testing.assert_allclose(found[3], np.array([7, 5, 3, 1]) / 32)
 
 
 def test_shares_of_the_log_are_of_completed_watches(
