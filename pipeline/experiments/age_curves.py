@@ -17,7 +17,6 @@ from models.retrieval import RetrievalModel
 from schemas.split import DAY_US, SplitBounds
 from schemas.vocabularies import Vocabulary
 
-
 # Of each day the probability is the mean over so many moments: the log's
 # share, beside it, is that of the whole day too.
 MOMENTS_A_DAY = 4

@@ -4,13 +4,15 @@ Each job's output is a log file of its own. What is still running when this
 process is interrupted is ended with it.
 """
 
+import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,9 +57,12 @@ def run_jobs(
 
     Returns:
       how each ended, in the order of the jobs.
+
+    Raises:
+      KeyboardInterrupt: by SIGINT or SIGTERM; nothing runs any more.
     """
     crew = _Crew(max(1, (os.cpu_count() or 1) // at_once), tell)
-    with ThreadPoolExecutor(at_once) as pool:
+    with _terminated_as_interrupted(), ThreadPoolExecutor(at_once) as pool:
         try:
             return list(pool.map(crew.run, jobs))
         except BaseException:
@@ -71,6 +76,20 @@ def last_line(log: str) -> str:
     text = path.read_text(errors="replace") if path.exists() else ""
     said = [line.strip() for line in text.split("\n") if line.strip()]
     return said[-1] if said else "nothing"
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Lets SIGTERM end this process as SIGINT does: jobs do not outlive it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Crew:

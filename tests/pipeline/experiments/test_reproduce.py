@@ -1,10 +1,15 @@
 """An experiment from simulated log to page; what fails, resumes, is missing."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.cli import main
@@ -118,6 +123,31 @@ def test_failed_jobs_are_named_with_their_logs(tmp_path: Path) -> None:
     assert [(d.job.name, d.code) for d in done] == [("fails", 2), ("helps", 0)]
     assert sorted(d.job.name for d in told) == ["fails", "helps"]
     assert "invalid choice: 'sing'" in crew.last_line(jobs[0].log)
+
+
+def test_a_terminated_run_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Serves until it is ended.
+    monkeypatch.setattr(crew, "_CHILD", "http.server")
+    job = crew.Job(
+        "serves", ("0", "--bind", "127.0.0.1"), str(tmp_path / "log")
+    )
+    before = set(psutil.Process().children())
+    began = threading.Event()
+
+    def terminate() -> None:
+        while not (set(psutil.Process().children()) - before):
+            time.sleep(0.05)
+        began.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    told: list[crew.Done] = []
+    with pytest.raises(KeyboardInterrupt):
+        crew.run_jobs([job, job], 1, told.append)
+    assert began.is_set() and told == []
+    assert not (set(psutil.Process().children()) - before)
 
 
 def test_all_seeds_that_failed_to_prepare_are_missing(
