@@ -26,16 +26,17 @@ class GatePolarisation(Experiment):
         "renormalising removes it."
     )
     protocol = (
-        f"{TRAININGS} problems a seed of three conflicting tasks, each trained "
+        f"{TRAININGS} problems a seed ({_QUICK_TRAININGS} if quick) of three "
+        "conflicting tasks, each trained "
         f"for {STEPS} steps with {NUM_EXPERTS} experts, at learning rates of "
         f"{' and '.join(map(str, LEARNING_RATES))}. Polarised: an expert's "
         "mean gate weight on some task is below 1 %, on impressions that were "
         "not trained on."
     )
     caveat = (
-        "Dropout makes polarisation rarer, not impossible: at rates of "
-        "learning this high, an expert's ReLU units can die before its gate "
-        "turns away."
+        "At rates of learning this high an expert's ReLU units can die before "
+        "its gate turns away, which dropout of gates does not prevent; and a "
+        "share of some tens of trainings has a spread of its own."
     )
 
     def settings(self, quick: bool) -> Sequence[Setting]:
