@@ -9,8 +9,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import numpy as np
-
 from models import retrieval_evaluation
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
@@ -58,10 +56,6 @@ class Bench:
     @property
     def seed(self) -> int:
         return self.run.config.seed
-
-    def random(self, salt: int) -> np.random.Generator:
-        """Draws of this seed."""
-        return np.random.default_rng([self.seed, salt])
 
     def train_retrieval(self, variant: Variant = "model") -> RetrievalModel:
         """Trains the retrieval model of the configuration."""

@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.console import import_tensorflow_quietly
 from schemas.errors import WatchnextError
 
 
@@ -24,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args(argv)
+    # What takes seconds to import, after what may be wrong with the words.
+    from pipeline.console import import_tensorflow_quietly
+
     import_tensorflow_quietly()
     from pipeline.experiments.catalogue import EXPERIMENTS
     from pipeline.experiments.experiment import Cell

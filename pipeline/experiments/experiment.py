@@ -69,10 +69,6 @@ class Results:
     def __init__(self, by_cell: Mapping[Cell, CellResult]) -> None:
         self.by_cell = dict(by_cell)
 
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({cell.seed for cell in self.by_cell})
-
     def of(self, setting: str, value: str) -> dict[int, float]:
         """Seed -> a measured number of a setting, where there is one."""
         return {
