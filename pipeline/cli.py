@@ -17,9 +17,9 @@ from pipeline.commands import (  # noqa: F401
     data,
     line,
     models,
+    reproduce,
     serving,
     tuning,
-    reproduce,
 )
 from pipeline.commands.app import app
 from schemas.errors import WatchnextError

@@ -64,6 +64,8 @@ class PositionBiasAgainstTruth(Experiment):
                     "ranking.position_tower=true",
                     "ranking.tasks=[clicked]",
                     "ranking.hidden_units=[256, 128]",
+                    # Each cell of the bias gets few impressions.
+                    "ranking.learning_rate=0.003",
                 ),
             ),
         )

@@ -31,7 +31,7 @@ class Scale:
         return self.name == "quick"
 
 
-_RETRIEVAL = (
+_BOTH = (
     "retrieval_examples.examples_per_user=60",
     "retrieval_examples.equal_user_weights=false",
     "retrieval.embedding_dim=64",
@@ -41,12 +41,14 @@ _RETRIEVAL = (
     "retrieval.table_learning_rate=0.003",
     "retrieval.example_age_hats=28",
     "ranking.tasks=[]",
+    # Some thousand steps, as the position's bias needs.
+    "ranking.batch_size=128",
 )
 FULL = Scale(
     "full",
     (1, 2, 3),
     (
-        *_RETRIEVAL,
+        *_BOTH,
         "simulator.num_users=8000",
         "simulator.num_videos=1500",
         "simulator.num_channels=200",
@@ -58,7 +60,7 @@ QUICK = Scale(
     "quick",
     (1,),
     (
-        *_RETRIEVAL,
+        *_BOTH,
         "simulator.num_users=2500",
         "simulator.num_videos=1000",
         "simulator.num_channels=120",
@@ -67,7 +69,6 @@ QUICK = Scale(
         "beam.num_shards=4",
         "retrieval.num_negatives=200",
         "retrieval.epochs=5",
-        "ranking.epochs=1",
     ),
 )
 SCALES = {scale.name: scale for scale in (FULL, QUICK)}
