@@ -65,7 +65,8 @@ def swept_probabilities(
         weights = np.exp(logits)
         weights /= weights.sum(axis=1, keepdims=True)
         found[:, column] = weights.mean(axis=0, dtype=np.float64)[videos - 1]
-    return found.reshape(len(videos), *ages.shape).mean(axis=2)
+    of_days = found.reshape(len(videos), *ages.shape)
+    return np.asarray(of_days.mean(axis=2))
 
 
 def daily_shares(
