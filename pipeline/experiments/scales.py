@@ -61,14 +61,15 @@ QUICK = Scale(
     (1,),
     (
         *_BOTH,
-        "simulator.num_users=2500",
-        "simulator.num_videos=1000",
+        "simulator.num_users=2000",
+        "simulator.num_videos=800",
         "simulator.num_channels=120",
         "simulator.num_days=24",
         "simulator.requests_per_user_day=0.4",
         "beam.num_shards=4",
         "retrieval.num_negatives=200",
         "retrieval.epochs=5",
+        "ranking.epochs=2",
     ),
 )
 SCALES = {scale.name: scale for scale in (FULL, QUICK)}
