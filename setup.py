@@ -159,6 +159,7 @@ setup(
         "pipeline",
         "pipeline.configs",
         "pipeline.commands",
+        "pipeline.experiments",
         "pipeline.pages",
         "pipeline.report",
         "pipeline.serve",

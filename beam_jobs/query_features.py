@@ -106,13 +106,18 @@ class QueryFeatures:
             )
 
     def __call__(
-        self, users: np.ndarray, times_us: np.ndarray
+        self,
+        users: np.ndarray,
+        times_us: np.ndarray,
+        without: np.ndarray | None = None,
     ) -> dict[str, Column]:
         """The features of each moment, as they are stored.
 
         Args:
           users: int64 [A], positions in `shard.user_ids`.
           times_us: int64 [A].
+          without: int64 [A], a watch of the shard that the moment's history
+            does not have.
         """
         columns: dict[str, Column] = {}
         for feature in self._features:
@@ -122,7 +127,11 @@ class QueryFeatures:
                 )
             else:
                 index, length, added = self._of_events[feature.name]
-                recent = index.recent(users, times_us, length)
+                if without is not None and feature.name == "watch_history":
+                    recent = index.recent(users, times_us, length + 1)
+                    recent = _without(recent, without)
+                else:
+                    recent = index.recent(users, times_us, length)
                 most = feature.max_length or 0
                 columns[feature.name] = (
                     _joined(added, recent, most)
@@ -167,6 +176,21 @@ def _whole(
         column = np.broadcast_to(absent, (height, *raw.shape))
         filled[raw.name] = request.get(raw.name, column)
     return filled
+
+
+def _without(recent: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Takes one row out of each list of rows, or else its last.
+
+    Args:
+      recent: int64 [A, L + 1], -1 where there is none.
+      rows: int64 [A].
+
+    Returns:
+      int64 [A, L], in the same order.
+    """
+    # Behind all others, whose order a stable sort keeps.
+    order = np.argsort(recent == rows[:, None], axis=1, kind="stable")
+    return np.take_along_axis(recent, order[:, :-1], axis=1)
 
 
 def _codes(encoded: pa.DictionaryArray) -> np.ndarray:

@@ -159,6 +159,24 @@ class Moments:
             lambda rows: features(users[rows], times_us[rows]),
         )
 
+    def holding_out(
+        self, watches: np.ndarray, end_us: int, features: QueryFeatures
+    ) -> "Moments":
+        """The same, with all that the users did up to `end_us` but one watch.
+
+        Args:
+          watches: int64 [E], rows of the shard's watches.
+          end_us: the end of what is known.
+          features: of the shard.
+        """
+        ends_us = np.full_like(self.times_us, end_us)
+        return dataclasses.replace(
+            self,
+            features=lambda rows: features(
+                self.users[rows], ends_us[rows], watches[rows]
+            ),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ExampleBuilder:
@@ -307,11 +325,16 @@ class _WriteShard(beam.DoFn):
         )
         users = shard.user_codes["watches"][labels.rows]
         times_us = shard.times_us("watches")[labels.rows]
+        moments = Moments.of_shard(shard, users, times_us, features)
+        if builder.config.label == "held_out_watch":
+            moments = moments.holding_out(
+                labels.rows, builder.bounds.train_end_us, features
+            )
         write_training(
             example_path(self._output, "train", shard.shard, self._num_shards),
             self._features,
             builder,
-            Moments.of_shard(shard, users, times_us, features),
+            moments,
             labels,
             self._files.write,
         )

@@ -9,90 +9,21 @@ import itertools
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.keras_setup import keras, tf
-from models.retrieval import RetrievalModel
-from models.training_step import TrainingStep
-from schemas.features import Feature, FeatureSet
-from schemas.model_config import RetrievalConfig
+from models.keras_setup import tf
+from pipeline.experiments.step_bench import (
+    BAG,
+    BATCH,
+    DIM,
+    HIDDEN,
+    NEGATIVES,
+    StepBench,
+)
 
-BATCH, BAG, DIM, NEGATIVES = 256, 50, 256, 2000
-HIDDEN = (1024, 512)  # And the query embedding itself: 1024-512-256.
 _FLOAT_BYTES = 4
-_WARM_UP = 5
-Batch = dict[str, tf.Tensor]
-
-
-class Bench:
-    """The model of `classes` videos and its step."""
-
-    def __init__(
-        self, classes: int, optimizer: str = "rowwise_adagrad"
-    ) -> None:
-        features = (Feature("watch_history", "bag", "query", "video", BAG),)
-        config = RetrievalConfig(
-            embedding_dim=DIM,
-            recency_bags=(BAG,),
-            hidden_units=HIDDEN,
-            output_activation="relu",
-            dropout=0.0,
-            num_negatives=NEGATIVES,
-            table_optimizer=(
-                "rowwise_adagrad" if optimizer == "stock_adam" else optimizer
-            ),
-            table_learning_rate=0.05,
-            batch_size=BATCH,
-        )
-        self.model = RetrievalModel(
-            FeatureSet(features),
-            {"video": classes},
-            config,
-            0,
-            example_age=False,
-        )
-        self.step = TrainingStep(self.model, config)
-        if optimizer == "stock_adam":
-            self.step.tables = keras.optimizers.Adam(jit_compile=False)
-            self.step.tables.build(self.model.table_variables)
-        self._run = tf.function(self.step)
-        self._batches = self._draw(np.random.default_rng(classes), classes)
-        self._done = 0
-        for _ in range(_WARM_UP if optimizer != "stock_adam" else 1):
-            self.seconds()
-
-    def seconds(self) -> float:
-        """Time of one more step, by the clock, on ids not seen before."""
-        batch = next(self._batches)
-        number = tf.constant(self._done, tf.int64)
-        self._done += 1
-        started = time.perf_counter()
-        self._run(batch, number)[0].numpy()
-        return time.perf_counter() - started
-
-    def state_bytes(self) -> int:
-        """Tables, weights and what the optimisers keep of them."""
-        variables = [
-            *self.model.table_variables,
-            *self.model.dense_variables,
-            *self.step.tables.variables,
-            *self.step.dense.variables,
-        ]
-        return sum(v.dtype.size * int(np.prod(v.shape)) for v in variables)
-
-    @staticmethod
-    def _draw(rng: np.random.Generator, classes: int) -> Iterator[Batch]:
-        while True:
-            yield {
-                "watch_history": tf.constant(
-                    rng.integers(1, classes + 1, size=(BATCH, BAG))
-                ),
-                "label": tf.constant(rng.integers(1, classes + 1, size=BATCH)),
-                "example_weight": tf.ones([BATCH]),
-                "example_index": tf.range(BATCH, dtype=tf.int64),
-            }
 
 
 class Roofline:
@@ -158,7 +89,7 @@ class Roofline:
 
 def turns(classes: Sequence[int], optimizer: str, rounds: int) -> dict:
     """Steps at several sizes and the roofline of the last, taking turns."""
-    benches = {n: Bench(n, optimizer) for n in classes}
+    benches = {n: StepBench(n, optimizer) for n in classes}
     largest = benches[classes[-1]]
     roofline = Roofline(largest.model.embeddings.tables["video"])
     measured: dict[str, Callable[[], float]] = {
@@ -185,7 +116,7 @@ def turns(classes: Sequence[int], optimizer: str, rounds: int) -> dict:
 
 def stock_adam(classes: Sequence[int], _: str, rounds: int) -> dict:
     """Steps of the same model with tf_keras's own Adam on the tables."""
-    bench = Bench(classes[-1], "stock_adam")
+    bench = StepBench(classes[-1], "stock_adam")
     started = time.process_time()
     times = [bench.seconds() for _ in range(rounds)]
     cpu = (time.process_time() - started) / rounds
@@ -194,9 +125,9 @@ def stock_adam(classes: Sequence[int], _: str, rounds: int) -> dict:
 
 def memory(classes: Sequence[int], optimizer: str, rounds: int) -> dict:
     """Peak memory of building and training, above that of a tiny model."""
-    Bench(100, optimizer)
+    StepBench(100, optimizer)
     before = _peak_bytes()
-    bench = Bench(classes[-1], optimizer)
+    bench = StepBench(classes[-1], optimizer)
     for _ in range(rounds):
         bench.seconds()
     return {

@@ -50,7 +50,7 @@ def write_query_tower(model: RetrievalModel, path: str) -> None:
     def embed(features: Tensors) -> dict[str, tf.Tensor]:
         return {QUERY_EMBEDDING: model.query_embedding(features)}
 
-    _write(embed, model.features.select("query"), model, path)
+    _write(embed, model.query_tower.features, model, path)
 
 
 def write_ranking(model: RankingModel, path: str) -> None:

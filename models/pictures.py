@@ -59,9 +59,7 @@ def draw_retrieval(model: RetrievalModel, paths: Sequence[str]) -> None:
     how = {HISTORY: f"{config.pooling} of the last {bags}"}
     if config.sequence is not None:
         how[HISTORY] += f"; self-attention over {config.sequence.length}"
-    inputs = _inputs(
-        model.features.select("query"), model, tower.input_widths, how
-    )
+    inputs = _inputs(tower.features, model, tower.input_widths, how)
     dim = int(model.candidates()[0].shape[1])
     embedding = Box("output", ("query embedding u", f"[B, {dim}]"))
     videos = f"{model.output_biases.shape[0] - 1:,}"
@@ -156,8 +154,7 @@ def _inputs(
 
 def _layers(tower: Any) -> list[Box]:
     """The concatenation and each fully connected layer."""
-    width = int(tower.layers[0].kernel.shape[0])
-    boxes = [Box("layer", ("concatenated", f"{width}"))]
+    boxes = [Box("layer", ("concatenated", f"{tower.input_dim}"))]
     for layer in tower.layers:
         into, out = layer.kernel.shape
         name = layer.activation.__name__

@@ -43,6 +43,13 @@ class QueryTower(tf.Module):
       config: the model's section.
       seed: of initial weights and dropout.
       example_age: whether training examples carry their age (section 3.3).
+
+    Attributes:
+      features: those it reads: all but `config.left_out`.
+
+    Raises:
+      InputError: `left_out` names what is no query feature, or the examples'
+        histories are shorter than the sequence encoder looks back.
     """
 
     def __init__(
@@ -55,15 +62,17 @@ class QueryTower(tf.Module):
         example_age: bool,
     ) -> None:
         super().__init__(name="query_tower")
-        self.config, self.example_age = config, example_age
-        self._features = features.select("query")
+        self.config = config
+        self.example_age = example_age and AGE not in config.left_out
+        self.features = _read(features, config.left_out)
         sequence = config.sequence
         self._beside = sequence is not None and sequence.place == "beside"
-        tables = {s: (sizes[s], self._dim(s)) for s in features.spaces("query")}
+        spaces = FeatureSet(self.features).spaces("query")
+        tables = {s: (sizes[s], self._dim(s)) for s in spaces}
         if self._beside:
             tables[_BESIDE] = tables["video"]
         self.embeddings = EmbeddingTables(tables, seed)
-        self.sequence = _sequence_encoder(self._features, config, seed)
+        self.sequence = _sequence_encoder(self.features, config, seed)
         width = sum(self.input_widths.values())
         self.tower = Tower(
             width,
@@ -82,8 +91,9 @@ class QueryTower(tf.Module):
     @property
     def input_widths(self) -> dict[str, int]:
         """Feature -> its share of the tower's input."""
-        widths = {f.name: self._width(f) for f in self._features}
-        return widths | ({AGE: 1} if self.example_age else {})
+        widths = {f.name: self._width(f) for f in self.features}
+        hats = self.config.example_age_hats
+        return widths | ({AGE: hats} if self.example_age else {})
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
@@ -135,7 +145,7 @@ class QueryTower(tf.Module):
         index = features.get(EXAMPLE_INDEX)
         first_row = 0 if index is None else index[0]
         parts, encoded = [], []
-        for feature in self._features:
+        for feature in self.features:
             values = features[feature.name]
             if feature.name == HISTORY:
                 parts += self._bags(values, moments)
@@ -149,7 +159,8 @@ class QueryTower(tf.Module):
             age = features.get(AGE)
             if age is None:
                 age = tf.zeros(tf.shape(parts[0])[:1])
-            parts.append(_at_moments(age[:, None, None], moments, True))
+            hats = age_hats(age, self.config.example_age_hats)
+            parts.append(_at_moments(hats[:, None], moments, True))
         if not self._beside:
             parts, encoded = parts + encoded, []
         towered = self.tower(
@@ -263,6 +274,24 @@ def pooled(
     return total if pooling == "sum" else total / tf.maximum(count, 1.0)
 
 
+def age_hats(age: tf.Tensor, number: int) -> tf.Tensor:
+    """What the tower reads of the example age.
+
+    Args:
+      age: float32 [B], in [0, 1] but for serving, which may be past 0.
+      number: n of hats; 1 is the age itself.
+
+    Returns:
+      float32 [B, n]; of n > 1, hat i is 1 at i / (n - 1), 0 from the next hat
+      on and linear between: they add up to 1.
+    """
+    if number == 1:
+        return age[:, None]
+    place = tf.clip_by_value(age, 0.0, 1.0)[:, None] * (number - 1.0)
+    distance = tf.abs(place - tf.range(number, dtype=tf.float32))
+    return tf.maximum(1.0 - distance, 0.0)
+
+
 def _at_moments(part: tf.Tensor, moments: int, known: bool) -> tf.Tensor:
     """[B, 1, n] -> [B, moments, n]; zeros after the first unless `known`."""
     if moments == 1:
@@ -270,6 +299,25 @@ def _at_moments(part: tf.Tensor, moments: int, known: bool) -> tf.Tensor:
     if known:
         return tf.repeat(part, moments, axis=1)
     return tf.pad(part, [[0, 0], [0, moments - 1], [0, 0]])
+
+
+def _read(
+    features: FeatureSet, left_out: tuple[str, ...]
+) -> tuple[Feature, ...]:
+    """The query features without those left out.
+
+    Raises:
+      InputError: one that is not there, or the watch history.
+    """
+    query = features.select("query")
+    possible = [f.name for f in query if f.name != HISTORY] + [AGE]
+    for name in left_out:
+        if name not in possible:
+            raise InputError(
+                f"`retrieval.left_out` names {name!r}; this log's model can "
+                f"do without {', '.join(possible)}."
+            )
+    return tuple(f for f in query if f.name not in left_out)
 
 
 def _sequence_encoder(

@@ -72,7 +72,7 @@ class RankingModel(tfrs.Model):
         self.labels, self.positions = tuple(labels), positions
         self.heads = ranking_tasks.heads(config)
         self._inputs = RankingInputs(
-            features, sizes, config.max_embedding_dim, seed
+            features, sizes, config.max_embedding_dim, seed, config.powers
         )
         self.embeddings = self._inputs.embeddings
         self.tower = Tower(
@@ -332,11 +332,6 @@ class RankingModel(tfrs.Model):
         known: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """The shared layers' output, float32 [N, U], computed in a dtype."""
-        first, *others = self.tower.layers
-        # [request, candidate] W = request W_q + candidate W_c: the first
-        # product has B rows, not N.
-        kernel, bias = (tf.cast(w, dtype) for w in (first.kernel, first.bias))
-        w_q, w_c = tf.split(kernel, [self._inputs.request_width, -1])
         request = self._inputs.request(features)
         candidate = self._inputs.candidate(features, slots)
         if known is not None:
@@ -344,6 +339,14 @@ class RankingModel(tfrs.Model):
             of_row = tf.gather(known, slots[:, 0])
             candidate *= tf.gather(of_row, self._inputs.candidate_owner, axis=1)
         request, candidate = (tf.cast(x, dtype) for x in (request, candidate))
+        if not self.tower.layers:
+            of_rows = tf.gather(request, slots[:, 0])
+            return tf.cast(tf.concat([of_rows, candidate], axis=1), tf.float32)
+        first, *others = self.tower.layers
+        # [request, candidate] W = request W_q + candidate W_c: the first
+        # product has B rows, not N.
+        kernel, bias = (tf.cast(w, dtype) for w in (first.kernel, first.bias))
+        w_q, w_c = tf.split(kernel, [self._inputs.request_width, -1])
         by_request = tf.gather(tf.matmul(request, w_q) + bias, slots[:, 0])
         hidden = drop(tf.nn.relu(by_request + tf.matmul(candidate, w_c)), 0)
         for i, layer in enumerate(others, 1):

@@ -22,6 +22,8 @@ from schemas.features import (
 _HISTORY = "watch_history"
 # Embeddings of so few terms are learnt from many examples each.
 _FEW_TERMS = 100
+# x~ and is_missing.
+_PLAIN_WIDTH = 2
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -42,6 +44,7 @@ class RankingInputs:
       sizes: ID space -> vocabulary size V; fixed spaces need not be named.
       largest_dim: of any table.
       seed: of the tables' initial values.
+      powers: whether to read the square and the root of a continuous value.
 
     Raises:
       ValueError: a space without a size, or no candidate features.
@@ -53,11 +56,12 @@ class RankingInputs:
         sizes: Mapping[str, int],
         largest_dim: int,
         seed: int,
+        powers: bool = True,
     ) -> None:
         self._of_request = features.select("query", "request")
         self._of_candidate = features.select("candidate")
         self.sizes = {**FIXED_SPACES, **sizes}
-        self._largest_dim = largest_dim
+        self._largest_dim, self._powers = largest_dim, powers
         spaces = features.spaces("query", "request", "candidate")
         if not self._of_candidate or set(spaces) - set(self.sizes):
             raise ValueError(
@@ -126,7 +130,7 @@ class RankingInputs:
     def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
         """A feature's share, [rows, width]."""
         if feature.space is None:
-            return values
+            return values if self._powers else _without_powers(values)
         if feature.kind == "categorical":
             return self.embeddings.lookup(feature.space, values)
         if feature.name != _HISTORY:
@@ -142,9 +146,14 @@ class RankingInputs:
 
     def _width(self, feature: Feature) -> int:
         if feature.space is None:
-            return CONTINUOUS_WIDTH
+            return CONTINUOUS_WIDTH if self._powers else _PLAIN_WIDTH
         bags = 2 if feature.name == _HISTORY else 1
         return bags * self._dim(feature.space)
 
     def _dim(self, space: str) -> int:
         return embedding_dim(self.sizes[space], self._largest_dim)
+
+
+def _without_powers(values: tf.Tensor) -> tf.Tensor:
+    """Keeps x~ and is_missing of [..., 4], not x~ squared and its root."""
+    return tf.gather(values, [0, CONTINUOUS_WIDTH - 1], axis=-1)

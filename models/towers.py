@@ -18,14 +18,15 @@ class Tower(tf.Module):
 
     Args:
       input_dim: width of the input's last axis.
-      hidden_units: widths of the layers; the last is the output.
+      hidden_units: widths of the layers; the last is the output. Without
+        any, the input is.
       output_activation: of the last layer; the others are rectified.
       dropout: share of units dropped after each layer but the last.
       seed: initial weights and dropout follow from (seed, name).
       name: tells towers of one model apart.
 
     Raises:
-      ValueError: no layer, or a dropout outside [0, 1).
+      ValueError: a dropout outside [0, 1).
     """
 
     def __init__(
@@ -38,12 +39,11 @@ class Tower(tf.Module):
         name: str = "tower",
     ) -> None:
         super().__init__(name=name)
-        if not hidden_units or not 0.0 <= dropout < 1.0:
+        if not 0.0 <= dropout < 1.0:
             raise ValueError(
-                "A tower needs at least one layer and a dropout in [0, 1), "
-                f"received {list(hidden_units)} and {dropout}."
+                f"A tower needs a dropout in [0, 1), received {dropout}."
             )
-        self.dropout = dropout
+        self.input_dim, self.dropout = input_dim, dropout
         self._seed = seed ^ zlib.crc32(name.encode())
         self.layers = []
         last = len(hidden_units) - 1
@@ -68,7 +68,7 @@ class Tower(tf.Module):
     @property
     def output_dim(self) -> int:
         """Width of the output."""
-        return int(self.layers[-1].units)
+        return int(self.layers[-1].units) if self.layers else self.input_dim
 
     def __call__(
         self,

@@ -13,7 +13,14 @@ import click
 import typer
 
 # In the order of `watchnext --help`.
-from pipeline.commands import data, line, models, serving, tuning  # noqa: F401
+from pipeline.commands import (  # noqa: F401
+    data,
+    line,
+    models,
+    reproduce,
+    serving,
+    tuning,
+)
 from pipeline.commands.app import app
 from schemas.errors import WatchnextError
 

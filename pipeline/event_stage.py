@@ -26,11 +26,16 @@ def simulate(run: Run) -> Artifact:
             logs.tables, logs.truth, writer.path, run.config.beam.num_shards
         )
 
-    sections: Sections = {
-        "simulator": run.config.simulator,
-        "beam": run.config.beam,
-    }
-    return run.building("events").stage("events", sections, {}, write)
+    return run.building("events").stage("events", _simulated(run), {}, write)
+
+
+def find_simulated(run: Run) -> Artifact | None:
+    """The events that `simulate` wrote for this configuration, if any."""
+    return run.find("events", _simulated(run), {})
+
+
+def _simulated(run: Run) -> Sections:
+    return {"simulator": run.config.simulator, "beam": run.config.beam}
 
 
 def ingest(

@@ -69,6 +69,12 @@ class DayStages:
     """The incremental stages of a run that adds the days since a day."""
 
     def __init__(self, run: Run, since: datetime.date) -> None:
+        if run.config.retrieval_examples.label != "next_watch":
+            raise UsageError(
+                "`prepare --since` writes next watches; "
+                "`retrieval_examples.label: held_out_watch` looks at all days "
+                "at once. Leave out --since or set next_watch."
+            )
         self._run, self._since = run, since
         self._data = DataStages(run)
         self._schema = self._data.schema

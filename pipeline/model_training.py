@@ -342,7 +342,7 @@ class Trainer:
         """A ranking model's predictions of `valid` or `test`."""
         return ranking_predictions.collect_predictions(
             model,
-            self._ranking_batches(examples, part),
+            self.ranking_batches(examples, part),
             ranking_predictions.group_by(
                 self.data.schema.has("impressions", "request_id")
             ),
@@ -356,15 +356,14 @@ class Trainer:
         """How the gates use the experts, if there are any; says alarms."""
         if model.experts is None:
             return {}
-        batches = self._ranking_batches(examples, part)
+        batches = self.ranking_batches(examples, part)
         usage = expert_usage.measure(model, batches)
         for alarm in expert_usage.alarms(usage):
             say(alarm)
         return {prefix + name: value for name, value in usage.items()}
 
-    def _ranking_batches(
-        self, examples: Artifact, part: str
-    ) -> tf.data.Dataset:
+    def ranking_batches(self, examples: Artifact, part: str) -> tf.data.Dataset:
+        """Batches of the requests of a part, in file order."""
         return dataset(
             examples.files(f"{part}-"),
             self._keys("ranking", "evaluation"),

@@ -81,6 +81,10 @@ class NormalizationConfig(Section):
 class RetrievalExamplesConfig(Section):
     """Next-watch examples (paper, sections 3.3 and 3.4)."""
 
+    # `next_watch`: the context ends before the label. `held_out_watch`: the
+    # context is the rest of the user's training watches and searches, those
+    # after the label too; for comparison (paper, figure 5), not for serving.
+    label: Literal["next_watch", "held_out_watch"] = "next_watch"
     # N: how many labels a user may contribute; null takes all of them.
     examples_per_user: Positive | None = 20
     # Take every so many of a user's watches, back from the latest: where each

@@ -41,6 +41,13 @@ class RetrievalConfig(Section):
     # Bags over the last n watches, all of one table; the paper: [50].
     recency_bags: Units = (50, 5, 1)
     pooling: Pooling = "mean"
+    # Query features of the log that the model does not read, such as
+    # `search_tokens` or `user_age`; or `example_age`.
+    left_out: tuple[str, ...] = ()
+    # The example age goes in as one number (paper, section 3.3); with n > 1
+    # as n hat functions over the window, such as one a day: one number gives
+    # smooth curves only, and a new video's popularity is not smooth.
+    example_age_hats: Positive = 1
     # A sequence encoder beside the bags, or instead of them.
     sequence: SequenceConfig | None = None
     # ReLU layers before the query embedding; the paper: halving widths, and
@@ -137,10 +144,14 @@ class RankingConfig(Section):
     # Tasks trained beside watch time, on the same shared layers: binary labels
     # of the log, and `rating`.
     tasks: tuple[str, ...] = ("clicked",)
+    # Shared ReLU layers; none is a logistic regression on the inputs.
     hidden_units: Units = (256, 128)
     # Null: the heads read the shared layers, all tasks the same.
     experts: ExpertsConfig | None = None
     max_embedding_dim: Positive = 32
+    # Also read the square and the root of each normalised continuous value
+    # (paper, section 4.1).
+    powers: bool = True
     # Of units, after each layer.
     dropout: Dropout = 0.0
     # In training, of the embedding of each feature with more than 100 terms,

@@ -427,3 +427,40 @@ def test_later_events_do_not_touch_training_files(tmp_path: Path) -> None:
     one, two = hashes(tmp_path / "one"), hashes(tmp_path / "two")
     for name in one:
         assert (one[name] == two[name]) == name.startswith("train"), name
+
+
+def test_held_out_labels_see_all_other_watches(tmp_path: Path) -> None:
+    # v2 twice: the label's own watch goes, the other one of it stays. At 999
+    # a fifth watch: the history of four is the last four of the other five.
+    seconds = [(100, "v1"), (200, "v2"), (300, "v3"), (400, "v2"), (500, "v4")]
+    late = (999, "v5")
+    watches = [
+        ("ann", video, float(time), 1.0, time != 999, False)
+        for time, video in [*seconds, late]
+    ]
+    # What was asked after the label is seen, but nothing of validation.
+    searches = [("ann", "q", 50.0), ("ann", "qqq", 900.0), ("ann", "qq", 1500)]
+    examples, _ = build(
+        tmp_path / "a",
+        watches,
+        searches,
+        retrieval=config(label="held_out_watch", examples_per_user=None),
+    )
+    found = {
+        e["event_time_us"] // S: (
+            int(e["label"]),
+            e["watch_history"].tolist(),
+            e["search_tokens"].tolist(),
+        )
+        for e in examples["train"]
+    }
+    assert found == {
+        100: (1, [5, 4, 2, 3], [3, 1]),
+        200: (2, [5, 4, 2, 3], [3, 1]),
+        300: (3, [5, 4, 2, 2], [3, 1]),
+        400: (2, [5, 4, 3, 2], [3, 1]),
+        500: (4, [5, 2, 3, 2], [3, 1]),
+    }
+    # The age stays the label's: (1000 - 100) / 1000.
+    (oldest,) = (e for e in examples["train"] if e["label"] == 1)
+    assert oldest["example_age"] == pytest.approx(0.9)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.query_tower import QueryTower, pooled
+from models.query_tower import QueryTower, age_hats, pooled
 from schemas.errors import InputError
 from schemas.features import Feature, FeatureSet
 from schemas.model_config import RetrievalConfig, SequenceConfig
@@ -135,3 +135,36 @@ def test_with_an_encoder_no_bag_is_needed() -> None:
 def test_an_encoder_looks_back_no_further_than_the_examples_do() -> None:
     with pytest.raises(InputError, match=r"length` is 9.*histories of 8"):
         build(sequence=SEQUENCE.model_copy(update={"length": 9}))
+
+
+def test_what_is_left_out_changes_nothing() -> None:
+    tower = build(left_out=("search_tokens", "user_age", "example_age"))
+    # 3 bags of 8 and the region's 2; all have 4 of tokens, 4 and 1 more.
+    assert sum(tower.input_widths.values()) == 26
+    assert sum(build().input_widths.values()) == 35
+    assert "token" not in tower.embeddings.tables
+    one, other = request([3, 2]), request([3, 2])
+    other["search_tokens"] = tf.constant([[5, -1, -1]], tf.int64)
+    other["user_age"] = tf.ones([1, 4])
+    other["example_age"] = tf.constant([0.9])
+    np.testing.assert_array_equal(tower(one), tower(other))
+    # What is not left out still counts.
+    other["user_region"] = tf.constant([1], tf.int64)
+    assert not np.allclose(tower(one), tower(other))
+
+
+@pytest.mark.parametrize("name", ["watch_history", "user_ages"])
+def test_only_known_features_can_be_left_out(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}'.*user_age, example_age"):
+        build(left_out=(name,))
+
+
+def test_hats_of_the_age_are_an_interpolation() -> None:
+    # Of 5 hats, at 0, 1/4 ... 1: 0.3 is 4/5 of the second, 1/5 of the third.
+    ages = tf.constant([0.3, 0.0, 1.0, -0.1, 0.5])
+    expected = np.zeros((5, 5))
+    expected[0, [1, 2]] = 0.8, 0.2
+    expected[[1, 2, 3, 4], [0, 4, 0, 2]] = 1.0
+    np.testing.assert_allclose(age_hats(ages, 5), expected, atol=1e-6)
+    np.testing.assert_array_equal(age_hats(ages, 1)[:, 0], ages)
+    assert sum(build(example_age_hats=5).input_widths.values()) == 39

@@ -46,6 +46,7 @@ EXPERTS = CONFIG.model_copy(
         "experts": ExpertsConfig(number=3, units=(6, 4), gate_dropout=0.4),
     }
 )
+LINEAR = CONFIG.model_copy(update={"hidden_units": ()})
 both = pytest.mark.parametrize("config", [CONFIG, EXPERTS])
 
 
@@ -161,7 +162,7 @@ def sigmoid(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@both
+@pytest.mark.parametrize("config", [CONFIG, EXPERTS, LINEAR])
 def test_predictions_equal_the_naive_model(config):
     model, batch = spread(make_model(config)), make_batch()
     outputs = model.predict(batch)
@@ -537,7 +538,7 @@ def test_a_score_of_many_small_probabilities_does_not_vanish():
     np.testing.assert_allclose(score, want, rtol=1e-4)
 
 
-@both
+@pytest.mark.parametrize("config", [CONFIG, EXPERTS, LINEAR])
 def test_saved_and_loaded_predictions_are_equal(config, tmp_path):
     model, batch = spread(make_model(config)), make_batch()
     model.save(str(tmp_path / "model"))

@@ -88,8 +88,12 @@ def test_same_seed_same_weights() -> None:
     assert np.all(kernels[0] != kernels[2])
 
 
-def test_no_layers_or_a_full_dropout_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one layer"):
-        Tower(4, ())
+def test_without_layers_the_input_is_the_output() -> None:
+    tower, x = Tower(3, ()), tf.constant([[1.0, -2.0, 3.0]])
+    assert tower.output_dim == 3
+    np.testing.assert_array_equal(tower(x, training=True), x)
+
+
+def test_a_full_dropout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1\.0"):
         Tower(4, (3,), dropout=1.0)
