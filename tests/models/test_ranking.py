@@ -6,160 +6,28 @@ import math
 import numpy as np
 import pytest
 
-from models import ranking_inputs
 from models.keras_setup import keras, tf
 from models.ranking import RankingModel
 from models.ranking_inputs import embedding_dim
-from models.request_dropout import kept_embeddings, kept_units
 from schemas.errors import ArtifactError, UsageError
-from schemas.features import Feature, FeatureSet
+from schemas.features import FeatureSet
 from schemas.model_config import ExpertsConfig, RankingConfig
-
-C = 3  # Candidate slots per request.
-LABELS = ("clicked", "watch_time_s", "liked", "rating")
-SIZES = {"video": 6, "token": 4, "surface": 2, "device": 3, "topic": 5}
-FEATURES = FeatureSet(
-    (
-        Feature("watch_history", "bag", "query", "video", 4),
-        Feature("search_tokens", "bag", "query", "token", 3),
-        Feature("user_device", "categorical", "query", "device"),
-        Feature("user_age", "continuous", "query", unit="years"),
-        Feature("surface", "categorical", "request", "surface"),
-        Feature("recent_watches", "continuous", "request", unit="watches"),
-        Feature("video", "categorical", "candidate", "video"),
-        Feature("topics", "bag", "candidate", "topic", 2),
-        Feature("duration_s", "continuous", "candidate", unit="s"),
-    )
+from tests.models.tiny_ranking import (
+    CONFIG,
+    EXPERTS,
+    FEATURES,
+    LABELS,
+    LINEAR,
+    SIZES,
+    C,
+    both,
+    gradients,
+    make_batch,
+    make_model,
+    naive_logits,
+    sigmoid,
+    spread,
 )
-CONFIG = RankingConfig(
-    tasks=("clicked", "liked"),
-    hidden_units=(7, 5),
-    max_embedding_dim=4,
-    watch_time_unit_s=10.0,
-    score_weights={"expected_watch_time_s": 1.0, "liked": 0.5},
-)
-# All kinds of tasks, each with a gate of its own.
-EXPERTS = CONFIG.model_copy(
-    update={
-        "tasks": ("clicked", "liked", "rating"),
-        "score_weights": {"expected_watch_time_s": 1.0, "rating": -0.5},
-        "experts": ExpertsConfig(number=3, units=(6, 4), gate_dropout=0.4),
-    }
-)
-LINEAR = CONFIG.model_copy(update={"hidden_units": ()})
-both = pytest.mark.parametrize("config", [CONFIG, EXPERTS])
-
-
-def make_model(config=CONFIG, positions=True, seed=3):
-    return RankingModel(
-        FEATURES, SIZES, config, seed, labels=LABELS, positions=positions
-    )
-
-
-def bags(rng, size, *shape):
-    """Ids with 0 (unknown) among them, padded at the end by -1."""
-    ids = rng.integers(0, size + 1, size=shape)
-    length = rng.integers(0, shape[-1] + 1, size=shape[:-1])
-    return np.where(np.arange(shape[-1]) < length[..., None], ids, -1)
-
-
-def make_batch(count=(3, 1, 2, 0), seed=0):
-    rng = np.random.default_rng(seed)
-    b = len(count)
-    batch = {
-        "watch_history": bags(rng, 6, b, 4),
-        "search_tokens": bags(rng, 4, b, 3),
-        "user_device": rng.integers(0, 4, size=b),
-        "user_age": rng.random((b, 4), np.float32),
-        "surface": rng.integers(0, 3, size=b),
-        "recent_watches": rng.random((b, 4), np.float32),
-        "video": rng.integers(0, 7, size=(b, C)),
-        "topics": bags(rng, 5, b, C, 2),
-        "duration_s": rng.random((b, C, 4), np.float32),
-        "candidate_count": np.array(count),
-        "position": rng.integers(0, 4, size=(b, C)),
-        "clicked": rng.integers(0, 2, size=(b, C)).astype(np.float32),
-        "watch_time_s": rng.exponential(20, (b, C)).astype(np.float32),
-        "liked": rng.choice(np.float32([0, 1, math.nan]), size=(b, C)),
-        "rating": rng.choice(np.float32([1, 4.5, math.nan]), size=(b, C)),
-        "example_index": np.arange(b),
-    }
-    return {k: tf.constant(v) for k, v in batch.items()}
-
-
-def gradients(model, batch, **kwargs):
-    variables = [*model.table_variables, *model.dense_variables]
-    with tf.GradientTape() as tape:
-        loss, _ = model.compute_loss(batch, global_batch_size=8, **kwargs)
-    found = tape.gradient(loss, variables)
-    return float(loss), [
-        np.zeros(v.shape) if g is None else tf.convert_to_tensor(g).numpy()
-        for g, v in zip(found, variables, strict=True)
-    ]
-
-
-def spread(model, seed=5):
-    """Moves every weight away from zero, so that all of them matter."""
-    rng = np.random.default_rng(seed)
-    for table in model.table_variables:
-        rows = rng.normal(0, 0.6, table.shape)
-        rows[0] = 0.0
-        table.assign(rows)
-    for variable in model.dense_variables:
-        variable.assign(rng.normal(0, 0.4, variable.shape))
-    return model
-
-
-# The naive model in NumPy: everything repeated for every candidate.
-
-
-def naive_vector(model, feature, values):
-    if feature.space is None:
-        return [values]
-    table = model.embeddings.tables[feature.space].numpy()
-    if feature.kind == "categorical":
-        return [table[values]]
-    entries = [i for i in values if i != -1]
-    zero = np.zeros(table.shape[1])
-    mean = sum((table[i] for i in entries), zero) / max(len(entries), 1)
-    if feature.name != "watch_history":
-        return [mean]
-    return [mean, table[entries[0]] if entries else zero]
-
-
-def naive_logits(model, batch, b, c, scales=None):
-    inputs = []
-    for scopes in (("query", "request"), ("candidate",)):
-        for feature in FEATURES.select(*scopes):
-            values = batch[feature.name].numpy()[b]
-            values = values[c] if feature.scope == "candidate" else values
-            scale = (scales or {}).get(feature.name, 1.0)
-            vectors = naive_vector(model, feature, values)
-            inputs += [scale * vector for vector in vectors]
-    hidden = np.concatenate(inputs)
-    for layer in model.tower.layers:
-        kernel, bias = (w.numpy() for w in layer.weights)
-        hidden = np.maximum(hidden @ kernel + bias, 0.0)
-    kernel, bias = (w.numpy() for w in model.head.weights)
-    if model.experts is None:
-        return dict(zip(model.heads, hidden @ kernel + bias, strict=True))
-    says = []
-    for tower in model.experts.towers:
-        f = hidden
-        for layer in tower.layers:
-            f = np.maximum(f @ layer.kernel.numpy() + layer.bias.numpy(), 0.0)
-        says.append(f)
-    gates = np.split(model.experts.gate.kernel.numpy(), len(model.heads), 1)
-    logits = {}
-    for t, head in enumerate(model.heads):
-        weights = np.exp(hidden @ gates[t])
-        mixture = weights / weights.sum() @ np.stack(says)
-        logits[head] = mixture @ kernel[:, t] + bias[t]
-    return logits
-
-
-def sigmoid(x):
-    return 1.0 / (1.0 + math.exp(-x))
 
 
 @pytest.mark.parametrize("config", [CONFIG, EXPERTS, LINEAR])
@@ -308,15 +176,6 @@ def test_each_task_moves_its_own_gate_and_every_expert():
         assert all(np.abs(g.numpy()).sum() > 0 for g in of_experts)
 
 
-def test_gate_dropout_is_drawn_in_training_alone():
-    model, batch = spread(make_model(EXPERTS)), make_batch((C,) * 4)
-    losses = {gradients(model, batch, training=True, step=s)[0] for s in (1, 2)}
-    still = {gradients(model, batch, training=False, step=s)[0] for s in (1, 2)}
-    assert len(losses) == 2
-    assert len(still) == 1
-    assert not losses & still
-
-
 def alike_impressions():
     """Five requests of two impressions with all features equal."""
     batch = make_batch((2,) * 5)
@@ -403,76 +262,6 @@ def test_padding_changes_neither_loss_nor_gradients(config):
     for a, b in zip(found, same_found, strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(np.abs(g).sum() > 0 for g in found)
-
-
-@both
-def test_two_halves_of_a_batch_add_up_to_the_batch(config, monkeypatch):
-    monkeypatch.setattr(ranking_inputs, "_FEW_TERMS", 3)
-    config = config.model_copy(
-        update={
-            "dropout": 0.4,
-            "position_dropout": 0.5,
-            "embedding_dropout": 0.3,
-        }
-    )
-    model, batch = spread(make_model(config)), make_batch((3, 1, 2, 3))
-    halves = [
-        {k: v[part] for k, v in batch.items()}
-        for part in (slice(0, 2), slice(2, 4))
-    ]
-    loss, found = gradients(model, batch, training=True, step=9)
-    (loss_1, found_1), (loss_2, found_2) = (
-        gradients(model, h, training=True, step=9) for h in halves
-    )
-    assert loss_1 + loss_2 == pytest.approx(loss, rel=1e-5)
-    for whole, a, b in zip(found, found_1, found_2, strict=True):
-        np.testing.assert_allclose(a + b, whole, rtol=1e-4, atol=1e-6)
-    # The dropout is drawn anew at each step, and not at all in evaluation.
-    other, _ = gradients(model, batch, training=True, step=10)
-    still, _ = gradients(model, batch, training=False, step=9)
-    same, _ = gradients(model, batch, training=False, step=10)
-    assert other != loss
-    assert still == same
-
-
-def test_dropout_keeps_the_mean_and_the_whole_request():
-    index = tf.range(20_000, dtype=tf.int64)
-    kept = kept_units(index, 5, (1, 3, 0), 0.25).numpy()
-    assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.75)}
-    # 100,000 draws: a standard deviation of 0.002.
-    assert kept.mean() == pytest.approx(1.0, abs=0.01)
-    # Of embeddings, and a column of what is never dropped.
-    kept = kept_embeddings(index, 2, (1, 3), 0.8).numpy()
-    assert set(np.unique(kept[:, :2])) == {0.0, np.float32(1 / (1 - 0.8))}
-    assert kept[:, :2].mean() == pytest.approx(1.0, abs=0.05)
-    np.testing.assert_array_equal(kept[:, 2], 1.0)
-
-
-def test_whole_embeddings_are_dropped_where_there_are_many_terms(monkeypatch):
-    # Of the spaces video 6, token 4, device 3, surface 2, topic 5.
-    monkeypatch.setattr(ranking_inputs, "_FEW_TERMS", 3)
-    model = make_model(CONFIG.model_copy(update={"embedding_dropout": 0.5}))
-    inputs = model._inputs
-    assert inputs.dropped == [
-        *("watch_history", "search_tokens", "video", "topics")
-    ]
-    # Widths: history 2 x 4 (two bags), tokens 4, device 4, age 4, surface 4,
-    # watches 4; video 4, topics 4, duration 4.
-    assert inputs.request_owner.tolist() == [0] * 8 + [1] * 4 + [4] * 16
-    assert inputs.candidate_owner.tolist() == [2] * 4 + [3] * 4 + [4] * 4
-    spread(model)
-    batch = make_batch((3, 3, 3, 3))
-    drawn = kept_embeddings(batch["example_index"], 4, (3, 7), 0.5).numpy()
-    assert len(np.unique(drawn[:, :4], axis=0)) > 1
-    slots = model._slots(batch)
-    found = model._logits(batch, slots, training=True, step=7)
-    for i, (b, c) in enumerate(slots.numpy()):
-        scales = dict(zip(inputs.dropped, drawn[b], strict=False))
-        for head, z in naive_logits(model, batch, b, c, scales).items():
-            assert float(found[head][i]) == pytest.approx(z, rel=1e-4), head
-    still = model._logits(batch, slots)["clicked"].numpy()
-    plain = spread(make_model())._logits(batch, slots)["clicked"].numpy()
-    np.testing.assert_array_equal(still, plain)
 
 
 def test_unknown_ids_and_padding_get_no_gradient():
