@@ -69,7 +69,7 @@ class FrontEnd:
         """What the user did before, newest first."""
         name = "query" if table == "searches" else "video_id"
         rows = [
-            row | {"watch_time_s": known_watch_time_s(row, time_us)}
+            row | known_of_its_end(row, time_us)
             for row in self.rows[table][user_id]
             if row["event_time_us"] < time_us
         ]
@@ -121,11 +121,12 @@ def by_user(table):
     return rows
 
 
-def known_watch_time_s(row, time_us):
+def known_of_its_end(row, time_us):
     """None until the time has been spent."""
     spent_s = row.get("watch_time_s")
     end_us = row["event_time_us"] + round((spent_s or 0.0) * 1e6)
-    return spent_s if end_us <= time_us else None
+    values = {"watch_time_s": spent_s, "completed": row.get("completed")}
+    return values if end_us <= time_us else dict.fromkeys(values)
 
 
 def value_of(name, row):
@@ -136,6 +137,8 @@ def value_of(name, row):
 def cell(value, raw):
     if value is None:
         return raw.absent
+    if isinstance(value, bool) and raw.dtype == "float32":
+        return float(value)
     if isinstance(value, bool):
         return b"true" if value else b"false"
     return value.encode() if isinstance(value, str) else value

@@ -125,8 +125,8 @@ def test_each_history_feature_is_away_from_its_default(platform, cases):
             counts = differs & known
             counts = counts if counts.ndim == 2 else counts[:, None]
             away[f.name] = int((counts & used).sum())
-    # 6 of the request, 4 each of channel and topic, 3 of the video, 6 lagged.
-    assert len(away) == 6 + 2 * 4 + 3 + 6
+    # 7 of the request, 4 each of channel and topic, 3 of the video, 6 lagged.
+    assert len(away) == 7 + 2 * 4 + 3 + 6
     assert min(away.values()) >= AWAY, away
 
 
