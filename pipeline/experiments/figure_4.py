@@ -113,6 +113,12 @@ class Figure4(Experiment):
                 results.of(WITH, "correlation_model_log"),
                 0.9,
             ),
+            at_least(
+                "... and with the simulator's true popularity, which no model "
+                "sees",
+                results.of(WITH, "correlation_model_truth"),
+                0.9,
+            ),
             at_most(
                 "Without it the curve is flat: max / min at most 1.3",
                 results.of(WITHOUT, "flatness"),
