@@ -31,6 +31,8 @@ CONTEXTS, VIDEOS = 2000, 50
 # Days of the window before an upload and after it, for there to be a curve.
 DAYS_AROUND = 5
 WITH, WITHOUT = "with_age", "without_age"
+# As in the paper; the scales give the age as hat functions.
+ONE_NUMBER = "one_number"
 
 
 class Figure4(Experiment):
@@ -46,7 +48,9 @@ class Figure4(Experiment):
     )
     protocol = (
         f"{CONTEXTS:,} contexts of training examples are fixed and only the "
-        "example age is swept over the days of the window. The probability is "
+        "example age is swept over the days of the window. Ours goes in as hat "
+        "functions, one a day (`retrieval.example_age_hats`); as one number, "
+        "the paper's way, it is beside it. The probability is "
         f"the full softmax's, the mean over the contexts, of the {VIDEOS} "
         "most watched videos uploaded inside the window. The log's curve is "
         "a video's share of a day's completed watches. A constant curve's "
@@ -63,6 +67,11 @@ class Figure4(Experiment):
     def settings(self, quick: bool) -> Sequence[Setting]:
         return (
             Setting(WITH, "with example age"),
+            Setting(
+                ONE_NUMBER,
+                "with it as one number",
+                ("retrieval.example_age_hats=1",),
+            ),
             Setting(
                 WITHOUT,
                 "without",
@@ -136,6 +145,7 @@ class Figure4(Experiment):
                     Axis("class probability"),
                     [
                         _curve("with example age", results, WITH, "model"),
+                        _curve("as one number", results, ONE_NUMBER, "model"),
                         _curve("without", results, WITHOUT, "model"),
                         _curve("the log", results, WITH, "log", True),
                     ],

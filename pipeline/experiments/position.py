@@ -98,9 +98,9 @@ class PositionBiasAgainstTruth(Experiment):
     def checks(self, results: Results) -> list[Check]:
         return [
             at_least(
-                "The learnt bias correlates with the true one: 0.9 or more",
+                "The learnt bias correlates with the true one: 0.95 or more",
                 results.of(_SETTING, "correlation"),
-                0.9,
+                0.95,
             ),
             above(
                 "It is nearer to the truth than plain click rates are",

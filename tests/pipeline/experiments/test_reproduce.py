@@ -46,7 +46,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Figure 4, tiny, measured in this process with one seed."""
     made = Plan(QUICK, str(tmp_path_factory.mktemp("reproduce")), TINY)
     cells = made.cells([EXPERIMENTS["figure_4"]], [7])
-    assert [made.fingerprint(cell) for cell in cells] == [None, None]
+    assert [made.fingerprint(cell) for cell in cells] == [None] * 3
     made.prepare(cells)
     for cell in cells:
         made.measure(cell)
@@ -82,7 +82,7 @@ def test_the_sweep_reaches_the_trained_models(plan: Plan) -> None:
 
 def test_results_are_found_again_by_what_they_follow_from(plan: Plan) -> None:
     again = Plan(QUICK, plan.workdir, TINY)
-    (cell, _) = again.cells([EXPERIMENTS["figure_4"]], [7])
+    (cell, *_) = again.cells([EXPERIMENTS["figure_4"]], [7])
     assert again.result(cell) == plan.result(cell)
     other_model = Plan(QUICK, plan.workdir, (*TINY, "retrieval.epochs=2"))
     assert other_model.fingerprint(cell) not in (None, again.fingerprint(cell))
@@ -108,7 +108,7 @@ def test_the_page_names_runs_and_what_is_missing(
     for cell in plan.cells([EXPERIMENTS["figure_4"]], [7]):
         assert str(plan.fingerprint(cell))[:12] in text
     assert "figure_4/with_age/seed-8: it failed" in text
-    assert "2 of 4" in text
+    assert "3 of 6" in text
     assert "retrieval.num_negatives=20" in text
     assert "<svg" in text and "<script" not in text
 
