@@ -16,10 +16,34 @@ _GRACE_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
+def start(
+    argv: Sequence[str], environment: Mapping[str, str], **options: Any
+) -> subprocess.Popen[Any]:
+    """Starts a command that never outlives the thread that starts it.
+
+    Whatever that dies of: two runs would write to one folder, were this
+    process killed and started anew.
+
+    Args:
+      argv: the command, program first.
+      environment: all of it.
+      options: further ones of `subprocess.Popen`.
+    """
+    libc = ctypes.CDLL(None)  # Loaded here: the child may only call it.
+    return subprocess.Popen(
+        list(argv),
+        env=dict(environment),
+        # A terminal's Ctrl-C would reach it twice.
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        **options,
+    )
+
+
 class LocalProcess:
     """A command whose output is passed on, line by line behind a prefix.
 
-    It never outlives the thread that starts it, whatever that dies of.
+    It never outlives the thread that starts it; see `start`.
 
     Args:
       argv: the command, program first.
@@ -30,18 +54,12 @@ class LocalProcess:
     def __init__(
         self, argv: Sequence[str], prefix: str, environment: Mapping[str, str]
     ) -> None:
-        libc = ctypes.CDLL(None)  # Loaded here: the child may only call it.
-        self.popen = subprocess.Popen(
-            list(argv),
-            env=dict(environment),
+        self.popen = start(
+            argv,
+            environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A terminal's Ctrl-C would reach it twice.
-            start_new_session=True,
-            # Two runs would write to one folder, were this process killed and
-            # started anew.
-            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         self._prefix = prefix
         self._reader = threading.Thread(target=self._pass_on)

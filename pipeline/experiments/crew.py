@@ -1,7 +1,7 @@
 """Runs jobs as processes, some at once; one that fails stops no other.
 
 Each job's output is a log file of its own. What is still running when this
-process is interrupted is ended with it.
+process is interrupted, or killed, is ended with it.
 """
 
 import contextlib
@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from pipeline.local_processes import start
 
 _CHILD = "pipeline.experiments.child"
 # Of TensorFlow, and of the BLAS below NumPy.
@@ -97,7 +100,7 @@ class _Crew:
 
     def __init__(self, threads: int, tell: Callable[[Done], None]) -> None:
         self._threads, self._tell = threads, tell
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[subprocess.Popen[Any]] = set()
         self._lock, self._ended = threading.Lock(), False
 
     def run(self, job: Job) -> Done:
@@ -107,12 +110,12 @@ class _Crew:
             with self._lock:
                 if self._ended:
                     return Done(job, -1, 0.0)
-                process = subprocess.Popen(
+                process = start(
                     [sys.executable, "-m", _CHILD, *job.arguments],
+                    self._environment(),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
-                    env=self._environment(),
                 )
                 self._running.add(process)
             code = process.wait()

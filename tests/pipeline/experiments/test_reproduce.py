@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -148,6 +149,27 @@ def test_a_terminated_run_leaves_no_process(
         crew.run_jobs([job, job], 1, told.append)
     assert began.is_set() and told == []
     assert not (set(psutil.Process().children()) - before)
+
+
+def test_a_killed_run_leaves_no_process(tmp_path: Path) -> None:
+    # Nobody is left to end its jobs, and they would write on.
+    program = (
+        "from pipeline.experiments import crew\n"
+        "crew._CHILD = 'http.server'\n"
+        "job = crew.Job('serves', ('0', '--bind', '127.0.0.1'), "
+        f"{str(tmp_path / 'log')!r})\n"
+        "crew.run_jobs([job], 1, print)\n"
+    )
+    parent = psutil.Popen([sys.executable, "-c", program])
+    while not (jobs := parent.children()):
+        time.sleep(0.05)
+    # It runs its own program by now.
+    while jobs[0].cmdline()[1:3] != ["-m", "http.server"]:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(jobs, timeout=10)
+    assert alive == []
 
 
 def test_all_seeds_that_failed_to_prepare_are_missing(
