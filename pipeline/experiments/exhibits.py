@@ -7,32 +7,13 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from pipeline.experiments.verdicts import mean_and_spread
+from pipeline.pages.blocks import Plot, Table
 from pipeline.pages.page import number
 from pipeline.pages.plots import Series
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.experiments.experiment import Results
-
-Cell = str | float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """SVG of `pages.plots`, and how to read it."""
-
-    title: str
-    svg: Markup
-    said: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows of texts and numbers below a head."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    text_columns: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import Exhibit, Table, spread_text
+from pipeline.experiments.exhibits import Exhibit, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above
+from pipeline.pages.blocks import Table
 
 SHARED, MIXTURE_4, MIXTURE_8 = "shared_bottom", "mmoe_4", "mmoe_8"
 # Metric -> its title; engagement, then satisfaction.
@@ -92,4 +93,6 @@ class ExpertsAgainstSharedBottom(Experiment):
             ]
             for setting in self.settings(quick)
         ]
-        return Exhibit(tables=(Table(["network", *METRICS.values()], rows),))
+        return Exhibit(
+            tables=(Table("", ["network", *METRICS.values()], rows),)
+        )

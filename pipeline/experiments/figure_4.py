@@ -12,15 +12,10 @@ from models.inputs import dataset, max_lengths
 from models.keras_setup import tf
 from pipeline.experiments import age_curves
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import (
-    Exhibit,
-    Table,
-    plot,
-    series,
-    spread_text,
-)
+from pipeline.experiments.exhibits import Exhibit, plot, series, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, at_least, at_most
+from pipeline.pages.blocks import Table
 from pipeline.pages.plots import Axis, Series, lines
 from pipeline.video_columns import video_column
 from schemas.examples import retrieval_keys
@@ -155,6 +150,7 @@ class Figure4(Experiment):
             ),
             (
                 Table(
+                    "",
                     [
                         "model",
                         "correlation with the log",

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import Exhibit, Table, spread_text
+from pipeline.experiments.exhibits import Exhibit, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above
+from pipeline.pages.blocks import Table
 
 NEXT, HELD_OUT = "next_watch", "held_out_watch"
 MAP, HIT_RATE = "mean_average_precision", "hit_rate_at_50"
@@ -69,4 +70,4 @@ class Figure5(Experiment):
             for setting in self.settings(quick)
         ]
         head = ["label", "MAP", "hit rate @50"]
-        return Exhibit(tables=(Table(head, rows),))
+        return Exhibit(tables=(Table("", head, rows),))

@@ -3,15 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import (
-    Exhibit,
-    Table,
-    plot,
-    series,
-    spread_text,
-)
+from pipeline.experiments.exhibits import Exhibit, plot, series, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above, rising
+from pipeline.pages.blocks import Table
 from pipeline.pages.plots import Axis, lines
 
 MAP = "mean_average_precision"
@@ -142,6 +137,7 @@ class Figure6(Experiment):
             ),
             (
                 Table(
+                    "",
                     ["MAP", *(f"depth {depth}" for depth in depths)],
                     [
                         [

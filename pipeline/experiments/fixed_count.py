@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import Exhibit, Table, spread_text
+from pipeline.experiments.exhibits import Exhibit, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above
+from pipeline.pages.blocks import Table
 
 FIXED, WEIGHTED, ALL = "fixed", "fixed_weighted", "all"
 METRICS = {
@@ -86,4 +87,4 @@ class FixedNumberOfExamples(Experiment):
             for setting in self.settings(quick)
         ]
         head = ["examples per user", *METRICS.values()]
-        return Exhibit(tables=(Table(head, rows),))
+        return Exhibit(tables=(Table("", head, rows),))

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import Exhibit, Table, spread_text
+from pipeline.experiments.exhibits import Exhibit, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.gate_problem import config, summary, usage
 from pipeline.experiments.verdicts import Check, above
+from pipeline.pages.blocks import Table
 
 TRAININGS, STEPS, NUM_EXPERTS = 20, 300, 3
 LEARNING_RATES = (0.01, 0.02)
@@ -87,7 +88,7 @@ class GatePolarisation(Experiment):
             "share of trainings that polarised",
             *(f"learning rate {rate}" for rate in LEARNING_RATES),
         ]
-        return Exhibit(tables=(Table(head, rows),))
+        return Exhibit(tables=(Table("", head, rows),))
 
 
 def _share(rate: float) -> str:

@@ -14,15 +14,10 @@ from models.scann_top_k import num_leaves
 from models.top_k import ExactTopK, with_one
 from pipeline.experiments.bench import Bench
 from pipeline.experiments.corpus import corpus
-from pipeline.experiments.exhibits import (
-    Exhibit,
-    Table,
-    plot,
-    series,
-    spread_text,
-)
+from pipeline.experiments.exhibits import Exhibit, plot, series, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, at_least
+from pipeline.pages.blocks import Table
 from pipeline.pages.plots import Axis, Series, scatter
 from schemas.config import IndexConfig
 
@@ -142,7 +137,7 @@ class IndexRecall(Experiment):
                     shown,
                 ),
             ),
-            (Table(["search", "recall @100", "ms a query"], rows),),
+            (Table("", ["search", "recall @100", "ms a query"], rows),),
         )
 
 

@@ -8,16 +8,10 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.ranking import RankingModel
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import (
-    Exhibit,
-    Plot,
-    Table,
-    plot,
-    series,
-    spread_text,
-)
+from pipeline.experiments.exhibits import Exhibit, plot, series, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above, at_least
+from pipeline.pages.blocks import Plot, Table
 from pipeline.pages.plots import Axis, lines
 from schemas.vocabularies import read_vocabulary
 
@@ -142,7 +136,7 @@ class PositionBiasAgainstTruth(Experiment):
             ]
             for side in ("learnt", "clicks")
         ]
-        return Exhibit(plots, (Table(["", "error"], rows),))
+        return Exhibit(plots, (Table("", ["", "error"], rows),))
 
 
 def relative_bias(model: RankingModel, shown: np.ndarray) -> np.ndarray:

@@ -3,15 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import (
-    Exhibit,
-    Table,
-    plot,
-    series,
-    spread_text,
-)
+from pipeline.experiments.exhibits import Exhibit, plot, series, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above, at_least
+from pipeline.pages.blocks import Table
 from pipeline.pages.plots import Axis, Series, lines
 
 FULL = "full_softmax"
@@ -142,7 +137,7 @@ class SampledSoftmax(Experiment):
                     shown,
                 ),
             ),
-            (Table(["trained by", "hit rate @50", "MAP"], rows),),
+            (Table("", ["trained by", "hit rate @50", "MAP"], rows),),
         )
 
 

@@ -5,16 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import (
-    Exhibit,
-    Table,
-    plot,
-    series,
-    spread_text,
-)
+from pipeline.experiments.exhibits import Exhibit, plot, series, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.step_bench import StepBench
 from pipeline.experiments.verdicts import Check, at_least, at_most
+from pipeline.pages.blocks import Table
 from pipeline.pages.plots import Axis, lines
 
 CLASSES = (10_000, 100_000, 1_000_000)
@@ -121,6 +116,7 @@ class StepCost(Experiment):
             ),
             (
                 Table(
+                    "",
                     ["step, ms", *(f"{n:,} classes" for n in counts)],
                     [
                         [

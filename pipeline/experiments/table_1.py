@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.experiments.bench import Bench
-from pipeline.experiments.exhibits import Exhibit, Table, plot, spread_text
+from pipeline.experiments.exhibits import Exhibit, plot, spread_text
 from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above, mean_and_spread
+from pipeline.pages.blocks import Table
 from pipeline.pages.plots import Axis, Series, bars
 
 LOSS = "weighted_per_user_loss"
@@ -156,6 +157,7 @@ class Table1(Experiment):
             ),
             (
                 Table(
+                    "",
                     ["hidden layers", "the paper, %", "ours, %"],
                     [
                         [title, paper, spread_text(percent[name], 2)]

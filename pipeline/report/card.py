@@ -7,7 +7,7 @@ worth a word under the limits; every number in it is of the evaluation.
 from collections.abc import Iterator, Mapping, Sequence
 
 from models.retrieval_slices import BUCKETS
-from pipeline.report.blocks import Block, Facts, Missing, Table, Text, words
+from pipeline.pages.blocks import Block, Facts, Missing, Table, Text, words
 from pipeline.report.data import moment
 from pipeline.report.ranking import buckets_of
 from pipeline.report.retrieval import columns_of, largest_rate

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.event_rows import DEAD_LETTER_SCHEMA, DEAD_LETTERS, KEYS
 from beam_jobs.events import read_row_group, row_groups
-from pipeline.pages.plots import Axis, Series, lines
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Cell,
     Folded,
@@ -24,6 +23,7 @@ from pipeline.report.blocks import (
     side_by_side,
     words,
 )
+from pipeline.pages.plots import Axis, Series, lines
 from pipeline.report.work_folder import Side, WorkFolder, titled
 from schemas.events import TIMED_TABLES
 from schemas.split import DAY_US

@@ -12,8 +12,7 @@ import numpy as np
 
 from beam_jobs.transform_graph import stored_knots
 from models.inputs import dataset
-from pipeline.pages.plots import Axis, Series, histogram
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Folded,
     Grid,
@@ -22,6 +21,7 @@ from pipeline.report.blocks import (
     Table,
     Text,
 )
+from pipeline.pages.plots import Axis, Series, histogram
 from pipeline.report.work_folder import Side, WorkFolder, titled
 from schemas.artifacts import join
 from schemas.examples import ranking_keys, retrieval_keys

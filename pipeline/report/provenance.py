@@ -5,14 +5,14 @@ from typing import Any
 
 import yaml
 
-from pipeline.pages.page import size
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Code,
     Missing,
     Table,
     Text,
 )
+from pipeline.pages.page import size
 from pipeline.report.work_folder import Side, titled
 
 _SHORT = 12

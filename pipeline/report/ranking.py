@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.pages.page import number
-from pipeline.pages.plots import Axis, Series, bars, scatter
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Cell,
     Folded,
@@ -13,9 +11,11 @@ from pipeline.report.blocks import (
     Plot,
     Table,
     Text,
-    side_by_side,
     words,
 )
+from pipeline.pages.page import number
+from pipeline.pages.plots import Axis, Series, bars, scatter
+from pipeline.report.evaluated import compared, evaluated
 from pipeline.report.work_folder import Side, titled
 
 _OURS = "ranking."
@@ -39,25 +39,11 @@ _SLICED = (
 
 def ranking(sides: Sequence[Side]) -> Iterator[Block]:
     """Metrics beside the baselines, with calibration and slices."""
-    measured = [s for s in sides if _names(s.folder.metrics)]
-    for side in sides:
-        if side not in measured:
-            yield Missing(
-                titled("Ranking is not evaluated", side, len(sides))
-                + ", or the log has no impressions."
-            )
+    missing = "Ranking is not evaluated", ", or the log has no impressions."
+    yield from compared(sides, _names, _OURS, "The model", missing)
+    measured = evaluated(sides, _names)
     if not measured:
         return
-    if len(sides) > 1:
-        yield side_by_side(
-            "The model",
-            [side.name for side in sides],
-            [
-                {n: side.folder.metrics[_OURS + n] for n in own}
-                for side in sides
-                for own in [_names(side.folder.metrics)]
-            ],
-        )
     for side in measured:
         yield _beside_baselines(side, len(sides))
     yield from _calibration(measured, len(sides))

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from models.retrieval_slices import BUCKETS
-from pipeline.pages.plots import Axis, Series, bars, lines
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Folded,
     Grid,
@@ -16,6 +15,8 @@ from pipeline.report.blocks import (
     side_by_side,
     words,
 )
+from pipeline.pages.plots import Axis, Series, bars, lines
+from pipeline.report.evaluated import compared, evaluated
 from pipeline.report.work_folder import Side, titled
 
 _OURS, _THROUGH = "retrieval.", "retrieval.through_index."
@@ -24,23 +25,11 @@ _DESCRIPTION = "index.json"
 
 def retrieval(sides: Sequence[Side]) -> Iterator[Block]:
     """Metrics beside the baselines, and by slice."""
-    measured = [s for s in sides if _names(s.folder.metrics)]
-    for side in sides:
-        if side not in measured:
-            said = "Retrieval is not evaluated yet"
-            yield Missing(titled(said, side, len(sides)) + ".")
-    if not measured:
-        return
-    if len(sides) > 1:
-        yield side_by_side(
-            "The model, exact search",
-            [side.name for side in sides],
-            [
-                {n: side.folder.metrics[_OURS + n] for n in own}
-                for side in sides
-                for own in [_names(side.folder.metrics)]
-            ],
-        )
+    missing = "Retrieval is not evaluated yet", "."
+    yield from compared(
+        sides, _names, _OURS, "The model, exact search", missing
+    )
+    measured = evaluated(sides, _names)
     for side in measured:
         metrics = side.folder.metrics
         columns = columns_of(metrics)

@@ -10,14 +10,7 @@ from beam_jobs.events import read_tables
 from models.recommender import EVERY_CANDIDATE
 from models.saved_models import SERVING_DEFAULT
 from models.serving import RECOMMENDER, RETRIEVAL
-from pipeline.publishing import models_of
-from pipeline.recommend import (
-    Recommendation,
-    busiest_users,
-    described,
-    request_of_user,
-)
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Cell,
     Missing,
@@ -25,6 +18,13 @@ from pipeline.report.blocks import (
     Text,
     side_by_side,
     words,
+)
+from pipeline.publishing import models_of
+from pipeline.recommend import (
+    Recommendation,
+    busiest_users,
+    described,
+    request_of_user,
 )
 from pipeline.report.work_folder import Side, WorkFolder, titled
 from pipeline.serve.served_models import LoadedVersion

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.pages.plots import Axis, Series, lines
-from pipeline.report.blocks import (
+from pipeline.pages.blocks import (
     Block,
     Grid,
     Missing,
@@ -12,6 +11,7 @@ from pipeline.report.blocks import (
     side_by_side,
     words,
 )
+from pipeline.pages.plots import Axis, Series, lines
 from pipeline.report.work_folder import Side
 
 _HISTORY = "history.json"

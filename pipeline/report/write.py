@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.console import say
+from pipeline.pages.blocks import Block, Missing, Section
 from pipeline.pages.page import check_path, write_page
 from pipeline.report import (
     card,
@@ -17,7 +18,6 @@ from pipeline.report import (
     samples,
     training,
 )
-from pipeline.report.blocks import Block, Missing, Section
 from pipeline.report.work_folder import Side, WorkFolder
 from schemas.artifacts import digest, join
 from schemas.errors import UsageError, WatchnextError
