@@ -64,7 +64,7 @@ def draw_retrieval(model: RetrievalModel, paths: Sequence[str]) -> None:
     embedding = Box("output", ("query embedding u", f"[B, {dim}]"))
     videos = f"{model.output_biases.shape[0] - 1:,}"
     lines = ("scores u.v + b", f"v: {videos} x {dim}, b: {videos}", "the index")
-    layers = [*_layers(tower.tower), embedding]
+    layers = [*_layers(tower.towers[0], len(tower.towers)), embedding]
     _draw("Query tower", inputs, layers, [Box("table", lines)], paths)
 
 
@@ -152,13 +152,15 @@ def _inputs(
     return rows
 
 
-def _layers(tower: Any) -> list[Box]:
-    """The concatenation and each fully connected layer."""
-    boxes = [Box("layer", ("concatenated", f"{tower.input_dim}"))]
+def _layers(tower: Any, alike: int = 1) -> list[Box]:
+    """The concatenation and each fully connected layer of towers alike."""
+    times = f"{alike} x " if alike > 1 else ""
+    boxes = [Box("layer", ("concatenated", f"{times}{tower.input_dim}"))]
     for layer in tower.layers:
         into, out = layer.kernel.shape
         name = layer.activation.__name__
-        boxes.append(Box("layer", (f"dense, {name}", f"{into} -> {out}")))
+        size = f"{times}{into} -> {out}"
+        boxes.append(Box("layer", (f"dense, {name}", size)))
     return boxes
 
 

@@ -8,12 +8,16 @@ embeddings, continuous values (x~, x~^2, sqrt(x~), is missing) and, if on, the
 example age. Depth 0, no hidden layer, is one linear layer; the paper's deepest
 network is 2048-1024-512-256 (section 3.5).
 
+`towers` of them stand side by side, each with embeddings of its own. Of every
+table they have equal shares of the columns, so that a row is gathered once for
+all of them.
+
 A history has many moments: before the watch j there was the next watch j - 1.
 With a sequence encoder each of them can be trained, at little more than the
 cost of the last one (`of_each_moment`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -68,29 +72,37 @@ class QueryTower(tf.Module):
         sequence = config.sequence
         self._beside = sequence is not None and sequence.place == "beside"
         spaces = FeatureSet(self.features).spaces("query")
-        tables = {s: (sizes[s], self._dim(s)) for s in spaces}
+        tables = {s: (sizes[s], config.towers * self._dim(s)) for s in spaces}
         if self._beside:
-            tables[_BESIDE] = tables["video"]
+            tables[_BESIDE] = sizes["video"], config.embedding_dim
         self.embeddings = EmbeddingTables(tables, seed)
         self.sequence = _sequence_encoder(self.features, config, seed)
         width = sum(self.input_widths.values())
-        self.tower = Tower(
-            width,
-            (*config.hidden_units, config.embedding_dim),
-            config.output_activation,
-            config.dropout,
-            seed,
-            name="query_tower",
-        )
+        self.towers = [
+            Tower(
+                width,
+                (*config.hidden_units, config.embedding_dim),
+                config.output_activation,
+                config.dropout,
+                seed,
+                name="query_tower" if i == 0 else f"query_tower_{i}",
+            )
+            for i in range(config.towers)
+        ]
 
     @property
     def num_parts(self) -> int:
         """Of how many embeddings, each learnt for itself, u is made."""
-        return 2 if self._beside else 1
+        return self.config.towers + self.has_sequence_part
+
+    @property
+    def has_sequence_part(self) -> bool:
+        """Whether the last part of u is the sequence encoder's."""
+        return self._beside
 
     @property
     def input_widths(self) -> dict[str, int]:
-        """Feature -> its share of the tower's input."""
+        """Feature -> its share of a tower's input."""
         widths = {f.name: self._width(f) for f in self.features}
         hats = self.config.example_age_hats
         return widths | ({AGE: hats} if self.example_age else {})
@@ -99,7 +111,8 @@ class QueryTower(tf.Module):
     def dense_variables(self) -> tuple[tf.Variable, ...]:
         """All weights but the tables'."""
         encoder = self.sequence.trainable_variables if self.sequence else ()
-        return (*self.tower.trainable_variables, *encoder)
+        towers = [v for t in self.towers for v in t.trainable_variables]
+        return (*towers, *encoder)
 
     def __call__(
         self,
@@ -144,33 +157,42 @@ class QueryTower(tf.Module):
         """float32 [B, moments, D]; D of each part, one after the other."""
         index = features.get(EXAMPLE_INDEX)
         first_row = 0 if index is None else index[0]
-        parts, encoded = [], []
+        parts: list[list[tf.Tensor]] = [[] for _ in self.towers]
+        encoded = []
+
+        def add(of_towers: Sequence[tf.Tensor]) -> None:
+            for part, of_tower in zip(parts, of_towers, strict=True):
+                part.append(of_tower)
+
         for feature in self.features:
             values = features[feature.name]
             if feature.name == HISTORY:
-                parts += self._bags(values, moments)
+                for bag in self._bags(values, moments):
+                    add(bag)
                 if self.sequence is not None:
                     each = self._encoded(values, training, step, first_row)
                     encoded.append(each[:, :moments])
                 continue
-            part = self._part(feature, values)[:, None]
-            parts.append(_at_moments(part, moments, feature.kind != "bag"))
+            add(self._part(feature, values, moments))
         if self.example_age:
             age = features.get(AGE)
             if age is None:
-                age = tf.zeros(tf.shape(parts[0])[:1])
+                age = tf.zeros(tf.shape(parts[0][0])[:1])
             hats = age_hats(age, self.config.example_age_hats)
-            parts.append(_at_moments(hats[:, None], moments, True))
+            add([_at_moments(hats[:, None], moments, True)] * len(parts))
         if not self._beside:
-            parts, encoded = parts + encoded, []
-        towered = self.tower(
-            tf.concat(parts, axis=2),
-            training=training,
-            step=step,
-            first_row=first_row,
-            dtype=compute_dtype(self.config.precision, training),
-        )
-        return tf.concat([towered, *encoded], axis=2)
+            parts, encoded = [part + encoded for part in parts], []
+        towered = [
+            tower(
+                tf.concat(part, axis=2),
+                training=training,
+                step=step,
+                first_row=first_row,
+                dtype=compute_dtype(self.config.precision, training),
+            )
+            for tower, part in zip(self.towers, parts, strict=True)
+        ]
+        return tf.concat([*towered, *encoded], axis=2)
 
     def _encoded(
         self,
@@ -190,8 +212,8 @@ class QueryTower(tf.Module):
             first_row=first_row,
         )
 
-    def _bags(self, history: tf.Tensor, moments: int) -> list[tf.Tensor]:
-        """Pooled recency bags, float32 [B, moments, D] each."""
+    def _bags(self, history: tf.Tensor, moments: int) -> list[list[tf.Tensor]]:
+        """Pooled recency bags, each tower's, [B, moments, width]."""
         config = self.config
         if not config.recency_bags:
             return []
@@ -199,22 +221,34 @@ class QueryTower(tf.Module):
             bags = self.embeddings.mean_bags(
                 "video", history, config.recency_bags
             )
-            return [tf.reshape(bags, [-1, 1, self._width_of_bags])]
+            shape = [-1, 1, self._width_of_bags]
+            return [[tf.reshape(part, shape) for part in self._shares(bags)]]
         vectors = self.embeddings.lookup("video", history)
         present = tf.cast(history >= 0, tf.float32)
         return [
-            pooled(vectors, present, first, moments, config.pooling)
+            self._shares(
+                pooled(vectors, present, first, moments, config.pooling)
+            )
             for first in config.recency_bags
         ]
 
-    def _part(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
-        """Another feature's share of the tower's input, [B, width]."""
+    def _part(
+        self, feature: Feature, values: tf.Tensor, moments: int
+    ) -> list[tf.Tensor]:
+        """What each tower reads of another feature, [B, moments, width]."""
         if feature.kind == "continuous":
-            return values
+            return [_at_moments(values[:, None], moments, True)] * len(
+                self.towers
+            )
         assert feature.space is not None  # Feature's own invariant.
-        if feature.kind == "categorical":
-            return self.embeddings.lookup(feature.space, values)
-        return self.embeddings.mean_bag(feature.space, values)
+        is_bag = feature.kind == "bag"
+        read = self.embeddings.mean_bag if is_bag else self.embeddings.lookup
+        vectors = read(feature.space, values)[:, None]
+        return self._shares(_at_moments(vectors, moments, not is_bag))
+
+    def _shares(self, vectors: tf.Tensor) -> list[tf.Tensor]:
+        """Rows of a table, cut into what belongs to each tower."""
+        return list(tf.split(vectors, len(self.towers), axis=-1))
 
     @property
     def _width_of_bags(self) -> int:

@@ -96,7 +96,7 @@ class RecommenderService(tf.Module):
         self._config = config
         self._top_k = min(config.top_k, retrieval.top_k)
         names = [generator.name for generator in config.generators]
-        if "sequence" in names and retrieval.num_parts == 1:
+        if "sequence" in names and not retrieval.has_sequence_part:
             raise InputError(
                 "The generator `sequence` is the part of the query embedding "
                 "that a sequence encoder made for itself, and the model has "

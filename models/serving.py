@@ -73,6 +73,7 @@ class RetrievalService(tf.Module):
         self._transform = _transform_layer(transform)
         self._query_embedding = model.query_embedding
         self.num_parts = model.query_tower.num_parts
+        self.has_sequence_part = model.query_tower.has_sequence_part
         embeddings, biases = model.candidates()
         videos = int(biases.shape[0])
         _check_videos(video_ids, videos)

@@ -35,6 +35,10 @@ class RetrievalConfig(Section):
     """The candidate generation model (paper, section 3)."""
 
     embedding_dim: Positive = 64
+    # So many towers side by side, with embeddings of their own; each learns
+    # the next watch for itself, and a video's score is the sum of theirs: an
+    # ensemble, still one dot product, of `towers` times `embedding_dim`.
+    towers: Positive = 1
     # Dimensions of the small spaces (region, device, ...) and of tokens.
     token_dim: Positive = 32
     categorical_dim: Positive = 8
@@ -109,6 +113,11 @@ class RetrievalConfig(Section):
             raise ValueError(
                 f"`embedding_dim` ({self.embedding_dim}) must be a multiple "
                 f"of `sequence.heads` ({heads})"
+            )
+        if self.towers > 1 and self.sequence and self.sequence.place == "input":
+            raise ValueError(
+                f"`towers: {self.towers}` needs `sequence.place: beside`: an "
+                "encoder that is an input serves one tower"
             )
         every_moment = self.sequence is not None and self.sequence.every_moment
         if every_moment and self.negatives in ("in_batch", "mixed"):

@@ -55,6 +55,7 @@ RETRIEVAL: dict[str, dict[str, Any]] = {
     "sum": {"pooling": "sum"},
     "max": {"pooling": "max"},
     "unit length": {"temperature": 0.05},
+    "three towers": {"towers": 3, "hidden_units": (16,)},
     "sequence": {"sequence": SEQUENCE},
     "sequence beside": {
         "sequence": SEQUENCE.model_copy(update={"place": "beside"})
@@ -249,7 +250,7 @@ def test_an_empty_request_is_the_biases_alone(tmp_path: Path) -> None:
         "user_device": np.zeros(1, np.int64),
         "user_age": np.zeros((1, 4), np.float32),
     }
-    bias = model.query_tower.tower.layers[0].bias.numpy()
+    bias = model.query_tower.towers[0].layers[0].bias.numpy()
     found = answers(path, inputs)["query_embedding"]
     np.testing.assert_array_equal(found, bias[None])
 

@@ -81,7 +81,7 @@ def test_pooling_equals_numpy(how: str, first: int, moments: int) -> None:
 @pytest.mark.parametrize("how", ["sum", "max"])
 def test_bags_are_pooled_as_configured(how: str) -> None:
     tower = build(pooling=how, recency_bags=(3,), hidden_units=())
-    tower.tower.layers[0].kernel.assign(tf.eye(8 + 4 + 2 + 4 + 1, 8))
+    tower.towers[0].layers[0].kernel.assign(tf.eye(8 + 4 + 2 + 4 + 1, 8))
     table = tower.embeddings.tables["video"].numpy()
     # Video 0 is unknown; the fourth watch is outside of the bag.
     found = tower(request([4, 0, 7, 9]))[0]
@@ -99,10 +99,10 @@ def test_depths_0_to_4_have_the_paper_s_layers(hidden: tuple[int, ...]) -> None:
     # depth doubles the width below, down to that dimension.
     activation = "relu" if hidden else "linear"
     tower = build(hidden_units=hidden[:-1], output_activation=activation)
-    widths = [layer.units for layer in tower.tower.layers]
+    widths = [layer.units for layer in tower.towers[0].layers]
     assert widths == list(hidden or (8,))
     inputs = 3 * 8 + 4 + 2 + 4 + 1
-    kernel = tower.tower.layers[0].kernel
+    kernel = tower.towers[0].layers[0].kernel
     assert kernel.shape == (inputs, widths[0])
     request_ = request([1, 2])
     output = tower(request_).numpy()

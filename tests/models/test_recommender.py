@@ -206,13 +206,17 @@ def test_a_channel_s_further_videos_come_last(world, request_, tmp_path, most):
     assert moved
 
 
-def test_the_encoder_s_part_offers_by_its_own_scores(world, request_, tmp_path):
+@pytest.mark.parametrize("towers", [1, 2])
+def test_the_encoder_s_part_offers_by_its_own_scores(
+    world, request_, tmp_path, towers
+):
     model = RetrievalModel(
         world.features,
         world.sizes,
         RetrievalConfig(
             embedding_dim=4,
             hidden_units=(8,),
+            towers=towers,
             sequence=SequenceConfig(length=3, layers=1, place="beside"),
         ),
         seed=1,
@@ -224,8 +228,8 @@ def test_the_encoder_s_part_offers_by_its_own_scores(world, request_, tmp_path):
         model, world.transform, world.inputs, world.video_ids, 6
     )
     features = first.features({i.name: request_[i.name] for i in first.inputs})
-    u = model.query_embedding(features).numpy()[:, 4:]
-    table = model.output_embeddings.numpy()[1:, 4:]
+    u = model.query_embedding(features).numpy()[:, -4:]
+    table = model.output_embeddings.numpy()[1:, -4:]
     scores = u @ table.T + model.output_biases.numpy()[1:]
     answer = funnel.every_candidate(request_)
     found = [

@@ -88,7 +88,7 @@ def numpy_query(model: RetrievalModel, inputs: dict) -> np.ndarray:
                 ]
             )
         )
-    hidden, output = model.query_tower.tower.layers
+    hidden, output = model.query_tower.towers[0].layers
     x = np.stack(rows) @ hidden.kernel.numpy() + hidden.bias.numpy()
     return np.maximum(x, 0) @ output.kernel.numpy() + output.bias.numpy()
 
@@ -221,6 +221,62 @@ def test_beside_each_other_tower_and_encoder_learn_for_themselves() -> None:
     gradients = tape.gradient(first, [*encoder, shared])
     assert not any(np.any(g) for g in gradients[:-1])
     assert np.any(tf.convert_to_tensor(gradients[-1]))
+
+
+def single(model: RetrievalModel, which: int) -> RetrievalModel:
+    """A model of one tower with the weights that are this tower's own."""
+    alone = build(pooling=model.config.pooling)
+    for space, table in alone.embeddings.tables.items():
+        width = table.shape[1]
+        columns = slice(which * width, (which + 1) * width)
+        table.assign(model.embeddings.tables[space][:, columns])
+    alone.output_embeddings.assign(
+        model.output_embeddings[:, 8 * which : 8 * which + 8]
+    )
+    ours = model.query_tower.towers[which].trainable_variables
+    for old, new in zip(ours, alone.dense_variables, strict=True):
+        new.assign(old)
+    return alone
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_three_towers_are_three_models_whose_scores_add_up(
+    pooling: str,
+) -> None:
+    model, inputs = build(towers=3, pooling=pooling), batch()
+    # Those that began alike would stay alike.
+    kernels = [t.layers[0].kernel for t in model.query_tower.towers]
+    assert not np.allclose(kernels[0], kernels[1])
+    assert not np.allclose(kernels[0], kernels[2])
+    queries = model.query_embedding(inputs)
+    embeddings, biases = model.candidates()
+    scores, losses = np.zeros([8, 30]), 0.0
+    for which in range(3):
+        alone = single(model, which)
+        own = alone.query_embedding(inputs)
+        columns = slice(8 * which, 8 * which + 8)
+        np.testing.assert_allclose(own, queries[:, columns], atol=1e-6)
+        v, b = alone.candidates()
+        scores += own.numpy() @ v.numpy().T + b.numpy()
+        losses += float(alone.compute_loss(inputs, global_batch_size=8)[0])
+    together = queries.numpy() @ embeddings.numpy().T + biases.numpy()
+    np.testing.assert_allclose(together, scores, rtol=1e-4, atol=1e-5)
+    # The same negatives for all, drawn once.
+    found, _ = model.compute_loss(inputs, global_batch_size=8)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+
+
+def test_a_tower_learns_by_its_own_scores_alone() -> None:
+    model, inputs = build(towers=2), batch()
+    table = model.embeddings.tables["video"]
+    with tf.GradientTape() as tape:
+        first = tf.reduce_sum(model.query_embedding(inputs)[:, :8])
+    other, rows = tape.gradient(
+        first, [model.query_tower.towers[1].trainable_variables, table]
+    )
+    assert other == [None] * 4 or not any(np.any(g) for g in other)
+    rows = tf.convert_to_tensor(rows).numpy()
+    assert np.any(rows[:, :8]) and not np.any(rows[:, 8:])
 
 
 def test_with_many_uniform_draws_the_loss_is_the_full_one() -> None:

@@ -151,7 +151,7 @@ def saved(tmp_path: Path) -> str:
     """A saved model whose every weight is its own."""
     model = model_of(VIDEOS, REGIONS, seed=1)
     model.output_biases.assign([0.0, 1.0, 2.0, 3.0, 4.0])
-    for i, layer in enumerate(model.query_tower.tower.layers):
+    for i, layer in enumerate(model.query_tower.towers[0].layers):
         layer.bias.assign(tf.random.stateless_normal(layer.bias.shape, [i, 1]))
     folder = str(tmp_path / "saved")
     model.save(folder)

@@ -31,7 +31,7 @@ def hand_set_model(example_age: bool) -> RetrievalModel:
     )
     model = RetrievalModel(features, {"video": 2}, config, 1, example_age=True)
     model.embeddings.tables["video"].assign([[0, 0], [1, 0], [0, 0]])
-    (layer,) = model.query_tower.tower.layers
+    (layer,) = model.query_tower.towers[0].layers
     # Inputs: the bag's two dimensions, then the age.
     kernel = [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]][: 3 if example_age else 2]
     layer.kernel.assign(kernel)
