@@ -6,6 +6,7 @@ of the global batch. `mixed`: those, and videos drawn for the batch.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ class NegativesLoss:
       seed: of what is drawn.
       label_counts: int [V], how often each video is a label; needed where
         `needs_label_counts` says so.
-      parts: of which u and v are made, each learning for itself.
+      parts: dimensions of those that u and v are made of, each learning for
+        itself.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class NegativesLoss:
         videos: int,
         seed: int,
         label_counts: np.ndarray | None,
-        parts: int,
+        parts: Sequence[int],
     ) -> None:
         self._config, self._parts = config, parts
         if config.negatives != "in_batch":

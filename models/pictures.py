@@ -8,7 +8,7 @@ first layer's input.
 import dataclasses
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,6 +21,7 @@ from models.query_tower import HISTORY
 from models.ranking import RankingModel
 from models.ranking_tasks import RATING, WATCH_TIME, WATCH_TIME_OUTPUT
 from models.retrieval import RetrievalModel
+from models.towers import Tower
 from schemas.features import Feature
 
 # In units of one line of text.
@@ -55,7 +56,9 @@ def draw_retrieval(model: RetrievalModel, paths: Sequence[str]) -> None:
       paths: files to write; their ends say the format, `.svg` or `.png`.
     """
     tower, config = model.query_tower, model.config
-    bags = ", ".join(str(n) for n in config.recency_bags)
+    bags = "; ".join(
+        ", ".join(map(str, of_tower.recency_bags)) for of_tower in config.towers
+    )
     how = {HISTORY: f"{config.pooling} of the last {bags}"}
     if config.sequence is not None:
         how[HISTORY] += f"; self-attention over {config.sequence.length}"
@@ -64,7 +67,7 @@ def draw_retrieval(model: RetrievalModel, paths: Sequence[str]) -> None:
     embedding = Box("output", ("query embedding u", f"[B, {dim}]"))
     videos = f"{model.output_biases.shape[0] - 1:,}"
     lines = ("scores u.v + b", f"v: {videos} x {dim}, b: {videos}", "the index")
-    layers = [*_layers(tower.towers[0], len(tower.towers)), embedding]
+    layers = [*_layers(tower.towers), embedding]
     _draw("Query tower", inputs, layers, [Box("table", lines)], paths)
 
 
@@ -72,7 +75,7 @@ def draw_ranking(model: RankingModel, paths: Sequence[str]) -> None:
     """Draws the ranking network; see `draw_retrieval`."""
     features = model.features.select("query", "request", "candidate")
     how = {HISTORY: "mean of all, and of the last"}
-    inputs = _inputs(features, model, model.input_widths, how)
+    inputs = _inputs(features, model, [model.input_widths], how)
     outputs = []
     for head in model.heads:
         if head == WATCH_TIME:
@@ -87,7 +90,7 @@ def draw_ranking(model: RankingModel, paths: Sequence[str]) -> None:
         outputs.append(Box("output", tuple(lines)))
     powers = [f"{n}^{w:g}" for n, w in model.config.score_weights.items()]
     outputs.append(Box("output", ("score", *powers)))
-    layers = _layers(model.tower)
+    layers = _layers([model.tower])
     if model.experts is not None:
         layers.append(_experts(model.experts))
     into, tasks = model.head.kernel.shape
@@ -101,7 +104,7 @@ def draw_ranking(model: RankingModel, paths: Sequence[str]) -> None:
 def _inputs(
     features: Sequence[Feature],
     model: Any,
-    widths: dict[str, int],
+    widths: Sequence[Mapping[str, int]],
     how: dict[str, str],
 ) -> list[tuple[Box, Box]]:
     """What goes in, beside what becomes of it; numbers of a scope together."""
@@ -152,15 +155,18 @@ def _inputs(
     return rows
 
 
-def _layers(tower: Any, alike: int = 1) -> list[Box]:
-    """The concatenation and each fully connected layer of towers alike."""
-    times = f"{alike} x " if alike > 1 else ""
-    boxes = [Box("layer", ("concatenated", f"{times}{tower.input_dim}"))]
-    for layer in tower.layers:
-        into, out = layer.kernel.shape
-        name = layer.activation.__name__
-        size = f"{times}{into} -> {out}"
-        boxes.append(Box("layer", (f"dense, {name}", size)))
+def _layers(towers: Sequence[Tower]) -> list[Box]:
+    """The concatenation and each fully connected layer, towers one by one."""
+    inputs = (str(tower.input_dim) for tower in towers)
+    boxes = [Box("layer", ("concatenated", *inputs))]
+    for level in itertools.zip_longest(*(tower.layers for tower in towers)):
+        lines = []
+        for layer in level:
+            if layer is not None:
+                into, out = layer.kernel.shape
+                lines.append(f"dense, {layer.activation.__name__}")
+                lines.append(f"{into} -> {out}")
+        boxes.append(Box("layer", tuple(lines)))
     return boxes
 
 

@@ -8,9 +8,8 @@ embeddings, continuous values (x~, x~^2, sqrt(x~), is missing) and, if on, the
 example age. Depth 0, no hidden layer, is one linear layer; the paper's deepest
 network is 2048-1024-512-256 (section 3.5).
 
-`towers` of them stand side by side, each with embeddings of its own. Of every
-table they have equal shares of the columns, so that a row is gathered once for
-all of them.
+There may be several towers side by side, each with embeddings of its own:
+columns of every table, so that a row is gathered once for all of them.
 
 A history has many moments: before the watch j there was the next watch j - 1.
 With a sequence encoder each of them can be trained, at little more than the
@@ -72,28 +71,33 @@ class QueryTower(tf.Module):
         sequence = config.sequence
         self._beside = sequence is not None and sequence.place == "beside"
         spaces = FeatureSet(self.features).spaces("query")
-        tables = {s: (sizes[s], config.towers * self._dim(s)) for s in spaces}
+        tables = {s: (sizes[s], sum(self._dims(s))) for s in spaces}
         if self._beside:
             tables[_BESIDE] = sizes["video"], config.embedding_dim
         self.embeddings = EmbeddingTables(tables, seed)
         self.sequence = _sequence_encoder(self.features, config, seed)
-        width = sum(self.input_widths.values())
         self.towers = [
             Tower(
-                width,
-                (*config.hidden_units, config.embedding_dim),
+                sum(widths.values()),
+                (*tower.hidden_units, tower.embedding_dim),
                 config.output_activation,
-                config.dropout,
+                tower.dropout,
                 seed,
-                name="query_tower" if i == 0 else f"query_tower_{i}",
+                name=f"query_tower_{i}" if i else "query_tower",
             )
-            for i in range(config.towers)
+            for i, (tower, widths) in enumerate(
+                zip(config.towers, self.input_widths, strict=True)
+            )
         ]
 
     @property
-    def num_parts(self) -> int:
-        """Of how many embeddings, each learnt for itself, u is made."""
-        return self.config.towers + self.has_sequence_part
+    def part_dims(self) -> tuple[int, ...]:
+        """Dimensions of the embeddings, each learnt for itself, u is made of.
+
+        The towers' in their order, then the sequence encoder's if it has one.
+        """
+        encoder = [self.config.embedding_dim] if self.has_sequence_part else []
+        return (*self._dims("video"), *encoder)
 
     @property
     def has_sequence_part(self) -> bool:
@@ -101,11 +105,13 @@ class QueryTower(tf.Module):
         return self._beside
 
     @property
-    def input_widths(self) -> dict[str, int]:
-        """Feature -> its share of a tower's input."""
-        widths = {f.name: self._width(f) for f in self.features}
-        hats = self.config.example_age_hats
-        return widths | ({AGE: hats} if self.example_age else {})
+    def input_widths(self) -> list[dict[str, int]]:
+        """Of each tower: feature -> its share of the tower's input."""
+        ages = {AGE: self.config.example_age_hats} if self.example_age else {}
+        return [
+            {f.name: self._width(f, tower) for f in self.features} | ages
+            for tower in self.config.towers
+        ]
 
     @property
     def dense_variables(self) -> tuple[tf.Variable, ...]:
@@ -167,8 +173,8 @@ class QueryTower(tf.Module):
         for feature in self.features:
             values = features[feature.name]
             if feature.name == HISTORY:
-                for bag in self._bags(values, moments):
-                    add(bag)
+                if any(tower.recency_bags for tower in self.config.towers):
+                    add(self._bags(values, moments))
                 if self.sequence is not None:
                     each = self._encoded(values, training, step, first_row)
                     encoded.append(each[:, :moments])
@@ -212,24 +218,26 @@ class QueryTower(tf.Module):
             first_row=first_row,
         )
 
-    def _bags(self, history: tf.Tensor, moments: int) -> list[list[tf.Tensor]]:
-        """Pooled recency bags, each tower's, [B, moments, width]."""
-        config = self.config
-        if not config.recency_bags:
-            return []
-        if moments == 1 and config.pooling == "mean":
-            bags = self.embeddings.mean_bags(
-                "video", history, config.recency_bags
+    def _bags(self, history: tf.Tensor, moments: int) -> list[tf.Tensor]:
+        """Each tower's pooled recency bags, [B, moments, width]."""
+        towers = self.config.towers
+        lengths = list(dict.fromkeys(n for t in towers for n in t.recency_bags))
+        if moments == 1 and self.config.pooling == "mean":
+            bags = self.embeddings.mean_bags("video", history, lengths)
+            bags = bags[:, None]
+        else:
+            vectors = self.embeddings.lookup("video", history)
+            present = tf.cast(history >= 0, tf.float32)
+            how = self.config.pooling
+            bags = tf.stack(
+                [pooled(vectors, present, n, moments, how) for n in lengths],
+                axis=2,
             )
-            shape = [-1, 1, self._width_of_bags]
-            return [[tf.reshape(part, shape) for part in self._shares(bags)]]
-        vectors = self.embeddings.lookup("video", history)
-        present = tf.cast(history >= 0, tf.float32)
         return [
-            self._shares(
-                pooled(vectors, present, first, moments, config.pooling)
+            _side_by_side(share, lengths, tower.recency_bags)
+            for tower, share in zip(
+                towers, self._shares("video", bags), strict=True
             )
-            for first in config.recency_bags
         ]
 
     def _part(
@@ -243,32 +251,43 @@ class QueryTower(tf.Module):
         assert feature.space is not None  # Feature's own invariant.
         is_bag = feature.kind == "bag"
         read = self.embeddings.mean_bag if is_bag else self.embeddings.lookup
-        vectors = read(feature.space, values)[:, None]
-        return self._shares(_at_moments(vectors, moments, not is_bag))
+        vectors = _at_moments(
+            read(feature.space, values)[:, None], moments, not is_bag
+        )
+        return self._shares(feature.space, vectors)
 
-    def _shares(self, vectors: tf.Tensor) -> list[tf.Tensor]:
+    def _shares(self, space: str, vectors: tf.Tensor) -> list[tf.Tensor]:
         """Rows of a table, cut into what belongs to each tower."""
-        return list(tf.split(vectors, len(self.towers), axis=-1))
+        return list(tf.split(vectors, self._dims(space), axis=-1))
 
-    @property
-    def _width_of_bags(self) -> int:
-        return len(self.config.recency_bags) * self.config.embedding_dim
-
-    def _width(self, feature: Feature) -> int:
+    def _width(self, feature: Feature, tower: RetrievalConfig) -> int:
         if feature.space is None:
             return CONTINUOUS_WIDTH
+        dim = _dim(feature.space, tower)
         if feature.name == HISTORY:
             inside = self.sequence is not None and not self._beside
-            encoded = self.config.embedding_dim if inside else 0
-            return self._width_of_bags + encoded
-        return self._dim(feature.space)
+            return dim * (len(tower.recency_bags) + inside)
+        return dim
 
-    def _dim(self, space: str) -> int:
-        special = {
-            "video": self.config.embedding_dim,
-            "token": self.config.token_dim,
-        }
-        return special.get(space, self.config.categorical_dim)
+    def _dims(self, space: str) -> list[int]:
+        """Of each tower's columns in a table."""
+        return [_dim(space, tower) for tower in self.config.towers]
+
+
+def _dim(space: str, tower: RetrievalConfig) -> int:
+    special = {"video": tower.embedding_dim, "token": tower.token_dim}
+    return special.get(space, tower.categorical_dim)
+
+
+def _side_by_side(
+    bags: tf.Tensor, lengths: Sequence[int], wanted: Sequence[int]
+) -> tf.Tensor:
+    """[B, moments, P, D], P bags of all lengths -> [B, moments, p D]."""
+    if list(wanted) != list(lengths):
+        places = tf.constant([lengths.index(n) for n in wanted], tf.int32)
+        bags = tf.gather(bags, places, axis=2)
+    width = len(wanted) * bags.shape[3]  # 0 of a tower without bags.
+    return tf.reshape(bags, [tf.shape(bags)[0], bags.shape[1], width])
 
 
 def pooled(

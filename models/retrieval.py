@@ -73,7 +73,7 @@ class RetrievalModel(tfrs.Model):
         self.negatives: NegativesLoss | None = None
         if label_counts is not None or not needs_label_counts(config):
             self.negatives = NegativesLoss(
-                config, videos, seed, label_counts, self._num_parts
+                config, videos, seed, label_counts, self._part_dims
             )
 
     @property
@@ -120,7 +120,7 @@ class RetrievalModel(tfrs.Model):
         embeddings, biases = self._scaled(
             self.output_embeddings[1:], self.output_biases[1:]
         )
-        return embeddings, self._num_parts * biases
+        return embeddings, len(self._part_dims) * biases
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -172,7 +172,7 @@ class RetrievalModel(tfrs.Model):
 
         Its cost grows with V; takes and returns what `compute_loss` does.
         """
-        cases, parts = self._cases(inputs, training, step), self._num_parts
+        cases, parts = self._cases(inputs, training, step), self._part_dims
         embeddings, biases = self._scaled(
             self.output_embeddings[1:], self.output_biases[1:]
         )
@@ -259,13 +259,13 @@ class RetrievalModel(tfrs.Model):
         )
 
     @property
-    def _num_parts(self) -> int:
-        return self.query_tower.num_parts
+    def _part_dims(self) -> tuple[int, ...]:
+        return self.query_tower.part_dims
 
     @property
     def _dim(self) -> int:
         """D, of all parts together."""
-        return self._num_parts * self.config.embedding_dim
+        return sum(self._part_dims)
 
     def _outputs(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         table = local_component(self.output_embeddings)
@@ -285,7 +285,7 @@ class RetrievalModel(tfrs.Model):
         """With a temperature, [..., D] whose parts are of length 1."""
         if self.config.temperature is None:
             return embeddings
-        parts = tf.split(embeddings, self._num_parts, axis=-1)
+        parts = tf.split(embeddings, self._part_dims, axis=-1)
         units = [tf.math.l2_normalize(part, axis=-1) for part in parts]
         return tf.concat(units, axis=-1)
 

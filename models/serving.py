@@ -72,7 +72,7 @@ class RetrievalService(tf.Module):
         self.inputs = requests.retrieval_inputs(inputs)
         self._transform = _transform_layer(transform)
         self._query_embedding = model.query_embedding
-        self.num_parts = model.query_tower.num_parts
+        self._part_dims = model.query_tower.part_dims
         self.has_sequence_part = model.query_tower.has_sequence_part
         embeddings, biases = model.candidates()
         videos = int(biases.shape[0])
@@ -128,14 +128,14 @@ class RetrievalService(tf.Module):
         """
         queries = self._query_embedding(features)
         if sequence_only:
-            *towered, encoded = tf.split(queries, self.num_parts, axis=1)
+            *towered, encoded = tf.split(queries, self._part_dims, axis=1)
             # The indexed bias is that of all parts together: as often the
             # encoder's score is taken, and divided out again.
-            encoded *= self.num_parts
+            encoded *= len(self._part_dims)
             silent = [tf.zeros_like(part) for part in towered]
             queries = tf.concat([*silent, encoded], axis=1)
         scores, ids = self._search(queries, excluded)
-        return ids, scores / self.num_parts if sequence_only else scores
+        return ids, scores / len(self._part_dims) if sequence_only else scores
 
     def watched(self, features: Tensors) -> tf.Tensor:
         """Ids not to be recommended again, int64 [B, E]."""

@@ -8,13 +8,14 @@ probability and gradient zero in that row.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from models.keras_setup import tf, tfrs
 from models.sampling import Negatives
 
 # ids [...] -> (output embeddings [..., D], biases [...]).
 Lookup = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Parts = int | Sequence[int]
 
 
 def sampled_softmax_loss(
@@ -23,7 +24,7 @@ def sampled_softmax_loss(
     negatives: Negatives,
     lookup: Lookup,
     label_log_expected: tf.Tensor,
-    parts: int = 1,
+    parts: Parts = 1,
 ) -> tf.Tensor:
     """Returns the cross-entropy of each label against its negatives.
 
@@ -39,7 +40,7 @@ def sampled_softmax_loss(
       lookup: output embeddings and biases of ids.
       label_log_expected: float32 [B], ln E of the labels; zeros, with zeros
         in `negatives.log_expected`, leave the correction out.
-      parts: equal pieces of D.
+      parts: how many equal pieces D has, or the width of each.
 
     Returns:
       float32 [B].
@@ -81,7 +82,7 @@ def in_batch_softmax_loss(
     lookup: Lookup,
     log_expected: Callable[[tf.Tensor], tf.Tensor],
     extra: tf.Tensor | None = None,
-    parts: int = 1,
+    parts: Parts = 1,
 ) -> tf.Tensor:
     """Returns the weighted loss of each label against the batch's labels.
 

@@ -31,14 +31,19 @@ class SequenceConfig(Section):
     place: Literal["input", "beside"] = "input"
 
 
+class TowerConfig(Section):
+    """A further tower; what is null is as in the section `retrieval`."""
+
+    embedding_dim: Positive | None = None
+    recency_bags: Units | None = None
+    hidden_units: Units | None = None
+    dropout: Dropout | None = None
+
+
 class RetrievalConfig(Section):
     """The candidate generation model (paper, section 3)."""
 
     embedding_dim: Positive = 64
-    # So many towers side by side, with embeddings of their own; each learns
-    # the next watch for itself, and a video's score is the sum of theirs: an
-    # ensemble, still one dot product, of `towers` times `embedding_dim`.
-    towers: Positive = 1
     # Dimensions of the small spaces (region, device, ...) and of tokens.
     token_dim: Positive = 32
     categorical_dim: Positive = 8
@@ -60,6 +65,10 @@ class RetrievalConfig(Section):
     # `relu`: the last layer is rectified, as in the paper.
     output_activation: Literal["relu", "linear"] = "linear"
     dropout: Dropout = 0.5
+    # Towers beside this one, each with embeddings of its own and learning the
+    # next watch for itself; a video's score is the sum of all of theirs: an
+    # ensemble in one dot product. `[{}]` is one more, alike but for its seed.
+    more_towers: tuple[TowerConfig, ...] = ()
     # See `ranking.precision`; here of the tower's layers.
     precision: Precision = "float32"
     # `sampled`: drawn once for the batch. `list_wise`: drawn for each example,
@@ -101,6 +110,12 @@ class RetrievalConfig(Section):
     refit_epochs: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Positive = 1000
 
+    @property
+    def towers(self) -> tuple["RetrievalConfig", ...]:
+        """The section as each of the towers reads it."""
+        given = (t.model_dump(exclude_none=True) for t in self.more_towers)
+        return (self, *(self.model_copy(update=fields) for fields in given))
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RetrievalConfig":
         if not self.recency_bags and self.sequence is None:
@@ -114,10 +129,11 @@ class RetrievalConfig(Section):
                 f"`embedding_dim` ({self.embedding_dim}) must be a multiple "
                 f"of `sequence.heads` ({heads})"
             )
-        if self.towers > 1 and self.sequence and self.sequence.place == "input":
+        inside = self.sequence is not None and self.sequence.place == "input"
+        if self.more_towers and inside:
             raise ValueError(
-                f"`towers: {self.towers}` needs `sequence.place: beside`: an "
-                "encoder that is an input serves one tower"
+                "`more_towers` needs `sequence.place: beside`: an encoder "
+                "that is an input serves one tower"
             )
         every_moment = self.sequence is not None and self.sequence.every_moment
         if every_moment and self.negatives in ("in_batch", "mixed"):

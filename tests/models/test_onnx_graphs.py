@@ -26,6 +26,7 @@ from schemas.model_config import (
     RankingConfig,
     RetrievalConfig,
     SequenceConfig,
+    TowerConfig,
 )
 
 SIZES = {"video": 40, "token": 9, "user_device": 3, "topic": 5}
@@ -55,7 +56,9 @@ RETRIEVAL: dict[str, dict[str, Any]] = {
     "sum": {"pooling": "sum"},
     "max": {"pooling": "max"},
     "unit length": {"temperature": 0.05},
-    "three towers": {"towers": 3, "hidden_units": (16,)},
+    "two towers": {
+        "more_towers": (TowerConfig(embedding_dim=4, recency_bags=(2,)),)
+    },
     "sequence": {"sequence": SEQUENCE},
     "sequence beside": {
         "sequence": SEQUENCE.model_copy(update={"place": "beside"})

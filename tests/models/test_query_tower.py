@@ -140,8 +140,8 @@ def test_an_encoder_looks_back_no_further_than_the_examples_do() -> None:
 def test_what_is_left_out_changes_nothing() -> None:
     tower = build(left_out=("search_tokens", "user_age", "example_age"))
     # 3 bags of 8 and the region's 2; all have 4 of tokens, 4 and 1 more.
-    assert sum(tower.input_widths.values()) == 26
-    assert sum(build().input_widths.values()) == 35
+    assert sum(tower.input_widths[0].values()) == 26
+    assert sum(build().input_widths[0].values()) == 35
     assert "token" not in tower.embeddings.tables
     one, other = request([3, 2]), request([3, 2])
     other["search_tokens"] = tf.constant([[5, -1, -1]], tf.int64)
@@ -167,4 +167,4 @@ def test_hats_of_the_age_are_an_interpolation() -> None:
     expected[[1, 2, 3, 4], [0, 4, 0, 2]] = 1.0
     np.testing.assert_allclose(age_hats(ages, 5), expected, atol=1e-6)
     np.testing.assert_array_equal(age_hats(ages, 1)[:, 0], ages)
-    assert sum(build(example_age_hats=5).input_widths.values()) == 39
+    assert sum(build(example_age_hats=5).input_widths[0].values()) == 39

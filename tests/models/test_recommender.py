@@ -10,7 +10,7 @@ from models.retrieval import RetrievalModel
 from models.serving import RankingService, RetrievalService
 from schemas.config import GeneratorConfig, ServingConfig
 from schemas.errors import InputError
-from schemas.model_config import RetrievalConfig, SequenceConfig
+from schemas.model_config import RetrievalConfig, SequenceConfig, TowerConfig
 from tests.models import conftest as small
 
 BY_SEQUENCE = ServingConfig(
@@ -206,9 +206,9 @@ def test_a_channel_s_further_videos_come_last(world, request_, tmp_path, most):
     assert moved
 
 
-@pytest.mark.parametrize("towers", [1, 2])
+@pytest.mark.parametrize("more", [(), (TowerConfig(embedding_dim=6),)])
 def test_the_encoder_s_part_offers_by_its_own_scores(
-    world, request_, tmp_path, towers
+    world, request_, tmp_path, more
 ):
     model = RetrievalModel(
         world.features,
@@ -216,7 +216,7 @@ def test_the_encoder_s_part_offers_by_its_own_scores(
         RetrievalConfig(
             embedding_dim=4,
             hidden_units=(8,),
-            towers=towers,
+            more_towers=more,
             sequence=SequenceConfig(length=3, layers=1, place="beside"),
         ),
         seed=1,

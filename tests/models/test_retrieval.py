@@ -9,7 +9,7 @@ from models.keras_setup import tf
 from models.retrieval import RetrievalModel
 from schemas.errors import ArtifactError
 from schemas.features import Feature, FeatureSet
-from schemas.model_config import RetrievalConfig, SequenceConfig
+from schemas.model_config import RetrievalConfig, SequenceConfig, TowerConfig
 
 FEATURES = FeatureSet(
     (
@@ -223,42 +223,51 @@ def test_beside_each_other_tower_and_encoder_learn_for_themselves() -> None:
     assert np.any(tf.convert_to_tensor(gradients[-1]))
 
 
-def single(model: RetrievalModel, which: int) -> RetrievalModel:
-    """A model of one tower with the weights that are this tower's own."""
-    alone = build(pooling=model.config.pooling)
-    for space, table in alone.embeddings.tables.items():
-        width = table.shape[1]
+MORE = (
+    TowerConfig(),
+    TowerConfig(embedding_dim=4, recency_bags=(2, 5), hidden_units=()),
+    TowerConfig(recency_bags=()),
+)
+# Of u, and of the tables: 8, 8, 4 and 8.
+COLUMNS = [slice(0, 8), slice(8, 16), slice(16, 20), slice(20, 28)]
+
+
+def alone(model: RetrievalModel, which: int) -> RetrievalModel:
+    """A model of one tower, with the weights of one of several."""
+    section = model.config.towers[which]
+    changes = section.model_dump(exclude={"sequence", "more_towers"})
+    one = build(**changes)
+    for space, table in one.embeddings.tables.items():
+        width = int(table.shape[1])
         columns = slice(which * width, (which + 1) * width)
+        if space == "video":
+            columns = COLUMNS[which]
         table.assign(model.embeddings.tables[space][:, columns])
-    alone.output_embeddings.assign(
-        model.output_embeddings[:, 8 * which : 8 * which + 8]
-    )
+    one.output_embeddings.assign(model.output_embeddings[:, COLUMNS[which]])
     ours = model.query_tower.towers[which].trainable_variables
-    for old, new in zip(ours, alone.dense_variables, strict=True):
+    for old, new in zip(ours, one.dense_variables, strict=True):
         new.assign(old)
-    return alone
+    return one
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_three_towers_are_three_models_whose_scores_add_up(
+def test_towers_side_by_side_are_models_whose_scores_add_up(
     pooling: str,
 ) -> None:
-    model, inputs = build(towers=3, pooling=pooling), batch()
+    model, inputs = build(more_towers=MORE, pooling=pooling), batch()
     # Those that began alike would stay alike.
-    kernels = [t.layers[0].kernel for t in model.query_tower.towers]
-    assert not np.allclose(kernels[0], kernels[1])
-    assert not np.allclose(kernels[0], kernels[2])
+    first, second, *_ = (t.layers[0].kernel for t in model.query_tower.towers)
+    assert not np.allclose(first, second)
     queries = model.query_embedding(inputs)
     embeddings, biases = model.candidates()
     scores, losses = np.zeros([8, 30]), 0.0
-    for which in range(3):
-        alone = single(model, which)
-        own = alone.query_embedding(inputs)
-        columns = slice(8 * which, 8 * which + 8)
-        np.testing.assert_allclose(own, queries[:, columns], atol=1e-6)
-        v, b = alone.candidates()
+    for which in range(4):
+        one = alone(model, which)
+        own = one.query_embedding(inputs)
+        np.testing.assert_allclose(own, queries[:, COLUMNS[which]], atol=1e-6)
+        v, b = one.candidates()
         scores += own.numpy() @ v.numpy().T + b.numpy()
-        losses += float(alone.compute_loss(inputs, global_batch_size=8)[0])
+        losses += float(one.compute_loss(inputs, global_batch_size=8)[0])
     together = queries.numpy() @ embeddings.numpy().T + biases.numpy()
     np.testing.assert_allclose(together, scores, rtol=1e-4, atol=1e-5)
     # The same negatives for all, drawn once.
@@ -267,16 +276,19 @@ def test_three_towers_are_three_models_whose_scores_add_up(
 
 
 def test_a_tower_learns_by_its_own_scores_alone() -> None:
-    model, inputs = build(towers=2), batch()
+    model, inputs = build(more_towers=MORE), batch()
     table = model.embeddings.tables["video"]
     with tf.GradientTape() as tape:
-        first = tf.reduce_sum(model.query_embedding(inputs)[:, :8])
-    other, rows = tape.gradient(
-        first, [model.query_tower.towers[1].trainable_variables, table]
-    )
-    assert other == [None] * 4 or not any(np.any(g) for g in other)
-    rows = tf.convert_to_tensor(rows).numpy()
-    assert np.any(rows[:, :8]) and not np.any(rows[:, 8:])
+        second = tf.reduce_sum(model.query_embedding(inputs)[:, COLUMNS[1]])
+    others = [
+        model.query_tower.towers[i].trainable_variables for i in (0, 2, 3)
+    ]
+    *of_others, rows = tape.gradient(second, [*others, table])
+    flat = [g for tower in of_others for g in tower if g is not None]
+    assert not any(np.any(g) for g in flat)
+    moved = np.any(tf.convert_to_tensor(rows).numpy(), axis=0)
+    assert moved[COLUMNS[1]].all()
+    assert not any(moved[COLUMNS[i]].any() for i in (0, 2, 3))
 
 
 def test_with_many_uniform_draws_the_loss_is_the_full_one() -> None:

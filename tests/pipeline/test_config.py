@@ -33,8 +33,8 @@ def test_overrides_win_over_the_file_and_are_typed(tmp_path: Path) -> None:
         ("seed.a=1", "'seed' is a value, not a section"),
         ("retrieval.recency_bags=[]", "would not see the watch history"),
         (
-            "retrieval={towers: 2, sequence: {}}",
-            r"`towers: 2` needs `sequence\.place: beside`",
+            "retrieval={more_towers: [{}], sequence: {}}",
+            r"`more_towers` needs `sequence\.place: beside`",
         ),
         ("retrieval.sequence={heads: 7}", r"multiple of `sequence\.heads`"),
     ],
