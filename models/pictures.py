@@ -109,6 +109,11 @@ def _inputs(
 ) -> list[tuple[Box, Box]]:
     """What goes in, beside what becomes of it; numbers of a scope together."""
     rows, of_scope = [], dict[str, list[Feature]]()
+
+    def width(*names: str) -> str:
+        """What features take of the input of each tower."""
+        return " + ".join(str(sum(w[name] for name in names)) for w in widths)
+
     for feature in features:
         if feature.space is None:
             of_scope.setdefault(feature.scope, []).append(feature)
@@ -126,14 +131,14 @@ def _inputs(
                     "table",
                     (
                         f"table {feature.space}, {size}",
-                        f"{said} -> {widths[feature.name]}",
+                        f"{said} -> {width(feature.name)}",
                     ),
                 ),
             )
         )
     for scope, some in of_scope.items():
         names = textwrap.wrap(", ".join(f.name for f in some), _NAMES)
-        total = sum(widths[f.name] for f in some)
+        total = width(*(f.name for f in some))
         rows.append(
             (
                 Box("input", (f"numbers of the {scope}: {len(some)}", *names)),
@@ -144,12 +149,12 @@ def _inputs(
             )
         )
     known = {f.name for f in features}
-    for name, width in widths.items():
+    for name in widths[0]:
         if name not in known:
             rows.append(
                 (
                     Box("input", (name, "[B], 0 in serving")),
-                    Box("table", ("as it is", f"-> {width}")),
+                    Box("table", ("as it is", f"-> {width(name)}")),
                 )
             )
     return rows

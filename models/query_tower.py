@@ -18,17 +18,16 @@ cost of the last one (`of_each_moment`).
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from models.embeddings import EmbeddingTables
 from models.inputs import EXAMPLE_INDEX
 from models.keras_setup import tf
 from models.precision import compute_dtype
+from models.recency_bags import pooled, side_by_side
 from models.sequence_encoder import SequenceEncoder
 from models.towers import Tower
 from schemas.errors import InputError
 from schemas.features import CONTINUOUS_WIDTH, Feature, FeatureSet
-from schemas.model_config import Pooling, RetrievalConfig
+from schemas.model_config import RetrievalConfig
 
 AGE, HISTORY = "example_age", "watch_history"
 # The encoder's own table of videos, where it has one.
@@ -234,7 +233,7 @@ class QueryTower(tf.Module):
                 axis=2,
             )
         return [
-            _side_by_side(share, lengths, tower.recency_bags)
+            side_by_side(share, lengths, tower.recency_bags)
             for tower, share in zip(
                 towers, self._shares("video", bags), strict=True
             )
@@ -277,54 +276,6 @@ class QueryTower(tf.Module):
 def _dim(space: str, tower: RetrievalConfig) -> int:
     special = {"video": tower.embedding_dim, "token": tower.token_dim}
     return special.get(space, tower.categorical_dim)
-
-
-def _side_by_side(
-    bags: tf.Tensor, lengths: Sequence[int], wanted: Sequence[int]
-) -> tf.Tensor:
-    """[B, moments, P, D], P bags of all lengths -> [B, moments, p D]."""
-    if list(wanted) != list(lengths):
-        places = tf.constant([lengths.index(n) for n in wanted], tf.int32)
-        bags = tf.gather(bags, places, axis=2)
-    width = len(wanted) * bags.shape[3]  # 0 of a tower without bags.
-    return tf.reshape(bags, [tf.shape(bags)[0], bags.shape[1], width])
-
-
-def pooled(
-    vectors: tf.Tensor,
-    present: tf.Tensor,
-    first: int,
-    moments: int,
-    pooling: Pooling,
-) -> tf.Tensor:
-    """Pools, for each moment j, the bag of the watches j ... j + first - 1.
-
-    Args:
-      vectors: float32 [B, H, D], most recent first, zeros for unknown videos.
-      present: float32 [B, H], 1 for a watch, known or not; 0 is padding.
-      first: n, the longest bag.
-      moments: how many, from the most recent on.
-      pooling: an unknown video counts as the zero vector in all of them.
-
-    Returns:
-      float32 [B, moments, D]; zeros for an empty bag.
-    """
-    length = moments + first - 1
-    missing = max(0, length - present.shape[1])
-    present = tf.pad(present, [[0, 0], [0, missing]])[:, :length, None]
-    vectors = tf.pad(vectors, [[0, 0], [0, missing], [0, 0]])[:, :length]
-    # Row j is 1 from column j to j + first - 1.
-    windows = tf.constant(
-        np.tri(moments, length, first - 1) - np.tri(moments, length, -1),
-        tf.float32,
-    )
-    count = tf.matmul(windows, present)
-    if pooling == "max":
-        vectors = tf.where(present > 0, vectors, vectors.dtype.min)
-        highest = tf.nn.max_pool1d(vectors, first, 1, "VALID")
-        return tf.where(count > 0, highest, 0.0)
-    total = tf.matmul(windows, vectors)
-    return total if pooling == "sum" else total / tf.maximum(count, 1.0)
 
 
 def age_hats(age: tf.Tensor, number: int) -> tf.Tensor:

@@ -296,6 +296,11 @@ def test_pictures_show_the_models_own_numbers(tmp_path: Path) -> None:
         assert text in ranking
     for name in (names[1], names[3]):
         assert Path(name).read_bytes().startswith(b"\x89PNG")
+    # The second: a bag of 4, 4 of the tokens, 2, 4 and 1.
+    draw_retrieval(retrieval_model(**RETRIEVAL["two towers"]), names[:1])
+    both = Path(names[0]).read_text()
+    for text in (">35<", ">15<", "15 -&gt; 16", "16 -&gt; 4", "-&gt; 24 + 4"):
+        assert text in both
     draw_ranking(ranking_model(**RANKING["experts"]), [f"{tmp_path}/e.svg"])
     mixture = (tmp_path / "e.svg").read_text()
     for text in (

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.keras_setup import tf
-from models.query_tower import QueryTower, age_hats, pooled
+from models.query_tower import QueryTower, age_hats
+from models.recency_bags import pooled
 from schemas.errors import InputError
 from schemas.features import Feature, FeatureSet
 from schemas.model_config import RetrievalConfig, SequenceConfig
