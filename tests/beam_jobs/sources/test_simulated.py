@@ -342,3 +342,11 @@ def test_more_requests_than_visits_can_hold_are_refused() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError):
         SimulatorConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_the_videos_do_not_depend_on_who_watches_them() -> None:
+    more = SMALL.model_copy(update={"num_users": 900})
+    some, many = simulate(SMALL, 7), simulate(more, 7)
+    assert some.tables["videos"].equals(many.tables["videos"])
+    assert some.truth["video_truth"].equals(many.truth["video_truth"])
+    assert len(many.tables["watches"]) > 2 * len(some.tables["watches"])

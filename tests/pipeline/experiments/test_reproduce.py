@@ -76,6 +76,8 @@ def test_the_sweep_reaches_the_trained_models(plan: Plan) -> None:
     }
     assert all(share == 0.0 for age, share in log.items() if age < 0)
     assert max(log.values()) > 0.0
+    # More users watch the same videos: their shares are the log's, less noise.
+    assert results.of("with_age", "correlation_log_crowd")[7] > 0.3
     # Of one seed nothing is said.
     checks = EXPERIMENTS["figure_4"].checks(results)
     assert {check.outcome for check in checks} == {"inconclusive"}
