@@ -9,6 +9,10 @@ import dataclasses
 import functools
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
 from models import retrieval_evaluation
 from models.ranking import RankingModel
 from models.retrieval import RetrievalModel
@@ -47,6 +51,12 @@ class Bench:
         if self.found is None:
             raise ValueError("The experiment must name the `stages` it reads.")
         return self.found
+
+    def truth(self, table: str) -> pa.Table:
+        """A table of what the simulator knows and no log has."""
+        path = self.data.events.file(f"truth/{table}.parquet")
+        with FileSystems.open(path) as stream:
+            return pq.read_table(stream)
 
     @functools.cached_property
     def trainer(self) -> Trainer:

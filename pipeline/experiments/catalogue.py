@@ -12,6 +12,7 @@ from pipeline.experiments.position import PositionBiasAgainstTruth
 from pipeline.experiments.sampled_softmax import SampledSoftmax
 from pipeline.experiments.step_cost import StepCost
 from pipeline.experiments.table_1 import Table1
+from pipeline.experiments.watch_time import ExpectedWatchTime
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -20,6 +21,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Figure5(),
         Figure6(),
         Table1(),
+        ExpectedWatchTime(),
         ExpertsAgainstSharedBottom(),
         PositionBiasAgainstTruth(),
         GatePolarisation(),

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs.events import read_tables
 from beam_jobs.sources.simulated import simulate
@@ -100,7 +98,7 @@ class Figure4(Experiment):
                 videos - 1
             ],
             "pull": age_curves.true_shares(
-                _truth(bench, "video_truth"), vocabulary, len(ages)
+                bench.truth("video_truth"), vocabulary, len(ages)
             )[videos - 1],
         }
         found = {
@@ -271,9 +269,3 @@ def _crowd(bench: Bench) -> pa.Table:
     return simulate(
         config.simulator.model_copy(update=more), config.seed
     ).tables["watches"]
-
-
-def _truth(bench: Bench, table: str) -> pa.Table:
-    path = bench.data.events.file(f"truth/{table}.parquet")
-    with FileSystems.open(path) as stream:
-        return pq.read_table(stream)
