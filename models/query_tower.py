@@ -75,7 +75,7 @@ class QueryTower(tf.Module):
             tables[_BESIDE] = sizes["video"], config.embedding_dim
         self.embeddings = EmbeddingTables(tables, seed)
         self.sequence = _sequence_encoder(self.features, config, seed)
-        self.towers = [
+        self.tower, *self.more_towers = (
             Tower(
                 sum(widths.values()),
                 (*tower.hidden_units, tower.embedding_dim),
@@ -87,7 +87,12 @@ class QueryTower(tf.Module):
             for i, (tower, widths) in enumerate(
                 zip(config.towers, self.input_widths, strict=True)
             )
-        ]
+        )
+
+    @property
+    def towers(self) -> list[Tower]:
+        """All, in the order of `config.towers`."""
+        return [self.tower, *self.more_towers]
 
     @property
     def part_dims(self) -> tuple[int, ...]:
