@@ -1,6 +1,7 @@
 """The retrieval model against NumPy, and its saving."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -357,11 +358,11 @@ def test_xla_compiles_the_loss_of_every_moment() -> None:
         assert np.any(other)
 
 
-@pytest.mark.parametrize("sequence", [None, SEQUENCE])
-def test_saving_and_loading(
-    tmp_path: Path, sequence: SequenceConfig | None
-) -> None:
-    model, inputs = build(sequence=sequence), batch()
+@pytest.mark.parametrize(
+    "changes", [{}, {"sequence": SEQUENCE}, {"more_towers": MORE}]
+)
+def test_saving_and_loading(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model, inputs = build(**changes), batch()
     folder = str(tmp_path / "model")
     model.save(folder)
     loaded = RetrievalModel.load(folder)
