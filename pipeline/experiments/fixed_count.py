@@ -8,7 +8,7 @@ from pipeline.experiments.experiment import Experiment, Results, Setting
 from pipeline.experiments.verdicts import Check, above
 from pipeline.pages.blocks import Table
 
-FIXED, WEIGHTED, ALL = "fixed", "fixed_weighted", "all"
+FIXED, WEIGHTED, ALL, EVEN = "fixed", "fixed_weighted", "all", "even"
 METRICS = {
     "hit_rate_at_50": "hit rate @50",
     "mean_average_precision": "MAP",
@@ -32,12 +32,15 @@ class FixedNumberOfExamples(Experiment):
     )
     protocol = (
         f"All watches of a user as labels, or {N} of them drawn, or those and "
-        "a user with fewer weighs as much as one with all. Each user of the "
-        "test day is one case, however active."
+        "a user with fewer weighs as much as one with all. Fewer labels are "
+        "less to learn from, whoever has them: so every second watch of each "
+        "user stands beside them, about as many labels as the fixed number "
+        "gives. Each user of the test day is one case, however active."
     )
     caveat = (
         "A simulated user's taste does not depend on how much he watches: the "
-        "active ones speak for all, and examples left out are only missed."
+        "active ones speak for all. The even draw shows what the labels left "
+        "out are worth by themselves."
     )
     stages = ("retrieval_examples", "retrieval_holdout")
     sections = ("retrieval", "retrieval_examples", "evaluation")
@@ -52,6 +55,11 @@ class FixedNumberOfExamples(Experiment):
         return (
             Setting(ALL, "all of them", labels("null", False)),
             Setting(FIXED, f"at most {N}", labels(str(N), False)),
+            Setting(
+                EVEN,
+                "every second one",
+                (*labels("null", False), "retrieval_examples.label_stride=2"),
+            ),
             Setting(
                 WEIGHTED,
                 f"at most {N}, equal weight of users",
@@ -75,6 +83,12 @@ class FixedNumberOfExamples(Experiment):
             for name, title in (
                 (FIXED, f"At most {N} examples"),
                 (WEIGHTED, "Equal weight of users"),
+            )
+        ] + [
+            above(
+                f"At most {N} examples beat about as many drawn evenly",
+                results.of(FIXED, value),
+                results.of(EVEN, value),
             )
         ]
 

@@ -61,7 +61,7 @@ QUICK = Scale(
     (1,),
     (
         *_BOTH,
-        "simulator.num_users=2000",
+        "simulator.num_users=1700",
         "simulator.num_videos=800",
         "simulator.num_channels=120",
         "simulator.num_days=24",
