@@ -16,7 +16,7 @@ With a sequence encoder each of them can be trained, at little more than the
 cost of the last one (`of_each_moment`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from models.embeddings import EmbeddingTables
 from models.inputs import EXAMPLE_INDEX
@@ -48,6 +48,7 @@ class QueryTower(tf.Module):
 
     Attributes:
       features: those it reads: all but `config.left_out`.
+      has_sequence_part: whether the last part of u is the sequence encoder's.
 
     Raises:
       InputError: `left_out` names what is no query feature, or the examples'
@@ -68,10 +69,12 @@ class QueryTower(tf.Module):
         self.example_age = example_age and AGE not in config.left_out
         self.features = _read(features, config.left_out)
         sequence = config.sequence
-        self._beside = sequence is not None and sequence.place == "beside"
+        self.has_sequence_part = (
+            sequence is not None and sequence.place == "beside"
+        )
         spaces = FeatureSet(self.features).spaces("query")
         tables = {s: (sizes[s], sum(self._dims(s))) for s in spaces}
-        if self._beside:
+        if self.has_sequence_part:
             tables[_BESIDE] = sizes["video"], config.embedding_dim
         self.embeddings = EmbeddingTables(tables, seed)
         self.sequence = _sequence_encoder(self.features, config, seed)
@@ -102,11 +105,6 @@ class QueryTower(tf.Module):
         """
         encoder = [self.config.embedding_dim] if self.has_sequence_part else []
         return (*self._dims("video"), *encoder)
-
-    @property
-    def has_sequence_part(self) -> bool:
-        """Whether the last part of u is the sequence encoder's."""
-        return self._beside
 
     @property
     def input_widths(self) -> list[dict[str, int]]:
@@ -167,42 +165,45 @@ class QueryTower(tf.Module):
         """float32 [B, moments, D]; D of each part, one after the other."""
         index = features.get(EXAMPLE_INDEX)
         first_row = 0 if index is None else index[0]
-        parts: list[list[tf.Tensor]] = [[] for _ in self.towers]
+        inputs = self._tower_inputs(features, moments)
         encoded = []
-
-        def add(of_towers: Sequence[tf.Tensor]) -> None:
-            for part, of_tower in zip(parts, of_towers, strict=True):
-                part.append(of_tower)
-
-        for feature in self.features:
-            values = features[feature.name]
-            if feature.name == HISTORY:
-                if any(tower.recency_bags for tower in self.config.towers):
-                    add(self._bags(values, moments))
-                if self.sequence is not None:
-                    each = self._encoded(values, training, step, first_row)
-                    encoded.append(each[:, :moments])
-                continue
-            add(self._part(feature, values, moments))
-        if self.example_age:
-            age = features.get(AGE)
-            if age is None:
-                age = tf.zeros(tf.shape(parts[0][0])[:1])
-            hats = age_hats(age, self.config.example_age_hats)
-            add([_at_moments(hats[:, None], moments, True)] * len(parts))
-        if not self._beside:
-            parts, encoded = [part + encoded for part in parts], []
+        if self.sequence is not None:
+            each = self._encoded(features[HISTORY], training, step, first_row)
+            encoded.append(each[:, :moments])
+        if not self.has_sequence_part:
+            inputs = [tf.concat([own, *encoded], axis=2) for own in inputs]
+            encoded = []
         towered = [
             tower(
-                tf.concat(part, axis=2),
+                own,
                 training=training,
                 step=step,
                 first_row=first_row,
                 dtype=compute_dtype(self.config.precision, training),
             )
-            for tower, part in zip(self.towers, parts, strict=True)
+            for tower, own in zip(self.towers, inputs, strict=True)
         ]
         return tf.concat([*towered, *encoded], axis=2)
+
+    def _tower_inputs(
+        self, features: Features, moments: int
+    ) -> list[tf.Tensor]:
+        """What each tower reads of all features, [B, moments, width]."""
+        shares = [
+            self._bags(features[HISTORY], moments)
+            if feature.name == HISTORY
+            else self._part(feature, features[feature.name], moments)
+            for feature in self.features
+        ]
+        if self.example_age:
+            age = features.get(AGE)
+            if age is None:
+                age = tf.zeros(tf.shape(features[HISTORY])[:1])
+            hats = age_hats(age, self.config.example_age_hats)
+            shares.append(
+                self._for_all(_at_moments(hats[:, None], moments, True))
+            )
+        return [tf.concat(own, axis=2) for own in zip(*shares, strict=True)]
 
     def _encoded(
         self,
@@ -213,7 +214,7 @@ class QueryTower(tf.Module):
     ) -> tf.Tensor:
         assert self.sequence is not None
         history = history[:, : self.sequence.length]
-        space = _BESIDE if self._beside else "video"
+        space = _BESIDE if self.has_sequence_part else "video"
         return self.sequence(
             self.embeddings.lookup(space, history),
             tf.cast(history > 0, tf.float32),
@@ -226,6 +227,9 @@ class QueryTower(tf.Module):
         """Each tower's pooled recency bags, [B, moments, width]."""
         towers = self.config.towers
         lengths = list(dict.fromkeys(n for t in towers for n in t.recency_bags))
+        if not lengths:
+            nothing = tf.zeros([tf.shape(history)[0], moments, 0])
+            return self._for_all(nothing)
         if moments == 1 and self.config.pooling == "mean":
             bags = self.embeddings.mean_bags("video", history, lengths)
             bags = bags[:, None]
@@ -249,9 +253,7 @@ class QueryTower(tf.Module):
     ) -> list[tf.Tensor]:
         """What each tower reads of another feature, [B, moments, width]."""
         if feature.kind == "continuous":
-            return [_at_moments(values[:, None], moments, True)] * len(
-                self.towers
-            )
+            return self._for_all(_at_moments(values[:, None], moments, True))
         assert feature.space is not None  # Feature's own invariant.
         is_bag = feature.kind == "bag"
         read = self.embeddings.mean_bag if is_bag else self.embeddings.lookup
@@ -259,6 +261,10 @@ class QueryTower(tf.Module):
             read(feature.space, values)[:, None], moments, not is_bag
         )
         return self._shares(feature.space, vectors)
+
+    def _for_all(self, values: tf.Tensor) -> list[tf.Tensor]:
+        """What has no columns of a tower's own."""
+        return [values] * len(self.towers)
 
     def _shares(self, space: str, vectors: tf.Tensor) -> list[tf.Tensor]:
         """Rows of a table, cut into what belongs to each tower."""
@@ -269,7 +275,7 @@ class QueryTower(tf.Module):
             return CONTINUOUS_WIDTH
         dim = _dim(feature.space, tower)
         if feature.name == HISTORY:
-            inside = self.sequence is not None and not self._beside
+            inside = self.sequence is not None and not self.has_sequence_part
             return dim * (len(tower.recency_bags) + inside)
         return dim
 
