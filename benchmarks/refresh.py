@@ -31,7 +31,11 @@ from beam_jobs.events import read_tables  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
 from models.baselines import history_rows  # noqa: E402
 from models.retrieval import RetrievalModel  # noqa: E402
-from models.retrieval_evaluation import ModelScorer, evaluate  # noqa: E402
+from models.retrieval_evaluation import (  # noqa: E402
+    ExactRanker,
+    ModelScorer,
+    evaluate,
+)
 from models.warm_start import WarmStart  # noqa: E402
 from pipeline.cli import main as watchnext  # noqa: E402
 from pipeline.config import load_config  # noqa: E402
@@ -146,7 +150,9 @@ class Measured:
     def of(self, model: RetrievalModel) -> dict[str, float]:
         """Test metrics, and how the new day's videos fare on both days."""
         scorer = ModelScorer(model)
-        metrics = evaluate(scorer, self.batches("test"), (10, 50, TOP_K))
+        metrics = evaluate(
+            ExactRanker(scorer), self.batches("test"), (10, 50, TOP_K)
+        )
         hits = labels = 0
         shown: set[int] = set()
         for part in ("valid", "test"):
@@ -186,9 +192,14 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--data", type=Path, help="Folder to keep the stages.")
+    parser.add_argument(
+        "--data", type=Path, help="A new folder to keep the stages in."
+    )
     args = parser.parse_args()
     folder = args.data or Path(tempfile.mkdtemp())
+    if folder.exists() and any(folder.iterdir()):
+        # Each model is the newest one there after its training.
+        parser.error(f"{folder} is not empty; name a new folder.")
     experiment = Experiment(folder, configuration(args.quick, args.epochs))
     earlier = experiment.earlier()
     full = experiment.full()
