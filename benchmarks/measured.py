@@ -52,14 +52,7 @@ def movielens(printed: Json) -> Json:
     notes = []
     for title, section in ours.items():
         if section in printed:
-            seeds = [str(run["seed"]) for run in printed[section]]
-            spread = printed[f"{section}.retrieval.{rows[0]}.spread"]
-            cpu_minutes = printed[f"{section}.training_cpu_s"] / 60
-            notes.append(
-                f"{title}: seeds {', '.join(seeds)}, greatest less smallest "
-                f"{spread:.3f} in the first row, {cpu_minutes:.0f} minutes of "
-                "CPU for a training"
-            )
+            notes.append(f"{title}: {_cost(printed, section, rows[0])}")
     return {
         "columns": list(columns),
         "rows": {
@@ -69,6 +62,17 @@ def movielens(printed: Json) -> Json:
         "notes": notes,
         "machine": printed["machine"],
     }
+
+
+def _cost(printed: Json, section: str, row: str) -> str:
+    """The seeds, how far they are apart, and what a training takes."""
+    seeds = [str(run["seed"]) for run in printed[section]]
+    said = f"seed {seeds[0]}"
+    if len(seeds) > 1:
+        spread = printed[f"{section}.retrieval.{row}.spread"]
+        said = f"seeds {', '.join(seeds)}, {spread:.3f} apart in the first row"
+    cpu_minutes = printed[f"{section}.training_cpu_s"] / 60
+    return f"{said}, {cpu_minutes:.0f} minutes of CPU for a training"
 
 
 def kuairand(printed: Json) -> Json:

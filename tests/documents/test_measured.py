@@ -83,6 +83,6 @@ def test_a_table_is_rendered_from_what_the_benchmark_printed(
     assert (
         "| `hit_rate_at_50` | 0.312 | 0.000 | 0.010 | 0.020 | 0.030 |" in page
     )
-    assert "(Bags: seeds 1, 2, greatest less smallest 0.004 in the" in page
+    assert "(Bags: seeds 1, 2, 0.004 apart in the first row" in page
     assert f"run {content['fingerprint']}" in page.replace("\n", " ")
     assert page.endswith("<!-- end -->\nb\n") and "old" not in page
