@@ -184,8 +184,8 @@ class RankingConfig(Section):
     # by heart. With few examples in all, 0.8.
     embedding_dropout: Dropout = 0.0
     # Of the ReLU layers in training; weights, heads, losses and all that is
-    # evaluated or served are float32. Faster where the processor has such
-    # instructions.
+    # evaluated or served are float32. For TPUs and GPUs; on a CPU it may be
+    # slower, whatever instructions it has.
     precision: Precision = "float32"
     # The wide part (Cheng et al. 2016): crosses of categorical features, such
     # as [[user_device, surface]], each with weights of its own in the logits.

@@ -153,6 +153,7 @@ def _truth(bench: Bench, shown: Predictions) -> np.ndarray:
         bench.data.part("test")["impressions"],
         pa.schema([f for f in schema if f.name in columns]),
     )
+    # Simulated logs have positions; the context was asked for.
     assert shown.context is not None and shown.position is not None
     return expected_of(
         shown.context.time_us,

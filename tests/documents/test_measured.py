@@ -34,16 +34,28 @@ def test_a_number_set_by_hand_is_found(tmp_path: Path) -> None:
 
 
 def test_trees_are_ours_less_the_difference() -> None:
+    # The error is best of one objective, the calibration of another.
     trees = {"watch_time_mae_s": 4.0, "calibration": 0.5}
+    others = {"watch_time_mae_s": 6.0, "calibration": 1.25}
+    rest = {"lightgbm.watch_time": others, "lightgbm.click": {"auc_click": 0.7}}
     ours = {"watch_time_mae_s": 2.0, "calibration": 1.0}
     names = ("auc_click", "auc_long_view", "watch_time_xauc")
     printed = {
         "runs": [
-            {"seed": 3, "ours": ours, "lightgbm.watch_time_tweedie": trees},
+            {
+                "seed": 3,
+                "ours": ours,
+                "lightgbm.watch_time_tweedie": trees,
+                **rest,
+            },
             {
                 "seed": 5,
                 "ours": {**ours, "watch_time_mae_s": 3.0},
-                "lightgbm.watch_time_tweedie": {**trees, "calibration": 0.7},
+                "lightgbm.watch_time_tweedie": {
+                    **trees,
+                    "watch_time_mae_s": 5.0,
+                },
+                **rest,
             },
         ],
         "machine": {},
@@ -53,8 +65,8 @@ def test_trees_are_ours_less_the_difference() -> None:
         printed[f"{name}_minus_lightgbm"] = 0.125
     rows = measured.kuairand(printed)["rows"]
     assert rows["auc_click"] == [0.5, 0.375]
-    assert rows["watch_time_mae_s"] == [2.5, 4.0]
-    assert rows["calibration"] == pytest.approx([1.0, 0.6])
+    assert rows["watch_time_mae_s"] == [2.5, 4.5]
+    assert rows["calibration"] == [1.0, 1.25]
 
 
 def test_a_table_is_rendered_from_what_the_benchmark_printed(
@@ -86,3 +98,19 @@ def test_a_table_is_rendered_from_what_the_benchmark_printed(
     assert "(Bags: seeds 1, 2, 0.004 apart in the first row" in page
     assert f"run {content['fingerprint']}" in page.replace("\n", " ")
     assert page.endswith("<!-- end -->\nb\n") and "old" not in page
+
+
+def test_parts_of_one_section_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, none = (tmp_path / name for name in ("one", "other", "none"))
+    one.write_text('{"runs": [1], "machine": {}}\n')
+    other.write_text('seed 2\n{"runs": [2], "machine": {}}\nbye\n')
+    none.write_text("stopped\n")
+    for paths, said in (
+        ([one, other], "has 'runs' again"),
+        ([none], "no line with a JSON object"),
+    ):
+        with pytest.raises(SystemExit):
+            measured.main(["kuairand", *map(str, paths)])
+        assert said in capsys.readouterr().err
